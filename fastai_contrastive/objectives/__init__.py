@@ -1,0 +1,2 @@
+from fastai_contrastive._submodules import reexport
+reexport(globals())

@@ -1,0 +1,121 @@
+"""The main experiment: what a contrastive term adds to a pretext task on Image网.
+
+Every row has the same pretraining images, steps and fine-tuning; only the loss differs. Each (row, seed) is a job that writes one JSON file into
+`--out`, so the script can be stopped and started again, and several copies can share the work:
+
+    python nbs/results/imagewang.py                       # the size that two CPU cores can do
+    python nbs/results/imagewang.py --size 128 --bs 256 --arch xresnet34 --arch_args '{}' --n_images 0 --epochs 100 --ft_epochs 5 --ft10_epochs 40 --short_side 0 --seeds 5 --out nbs/results/imagewang-128px   # on a GPU
+    python nbs/results/imagewang.py --table               # the table of what is there
+"""
+import os, time
+from fastcore.script import *
+from fastai.vision.all import *
+from fastai_contrastive.all import *
+from fastai_contrastive.recipes import provenance, write_row
+
+rows = dict(scratch={}, rotation=dict(task='rotation'), inpainting=dict(task='inpainting'), simclr=dict(objective='simclr'),
+    **{'rotation+simclr':dict(task='rotation', objective='simclr'), 'inpainting+simclr':dict(task='inpainting', objective='simclr')})
+
+def small(name, short_side):
+    "The data set, resized once so that its shorter side is `short_side`; 0 leaves it as it is"
+    path = data_path(name, 64)
+    if not short_side: return path
+    dest = path.parent/f'{path.name}-short{short_side}'
+    if not dest.exists():
+        tmp = dest.with_name(f'.{dest.name}.{os.getpid()}')
+        for fn in progress_bar(image_files(path)):
+            to = tmp/fn.relative_to(path)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            im = load_rgb(fn, short_side)
+            f = short_side/min(im.size)
+            im.resize([round(o*f) for o in im.size], Image.Resampling.BILINEAR).save(to, 'JPEG', quality=90)
+        tmp.rename(dest)
+    return dest
+
+def some_files(path, n):
+    "All files of `train/` and `unsup/`, or `n` of them drawn once for all rows and seeds"
+    files = image_files(path, ['train','unsup'])
+    return files if not n else files[sorted(np.random.default_rng(0).permutation(len(files))[:n].tolist())]
+
+def classes_of_val(dls): return sorted({int(o) for o in dls.valid_ds.tls[-1]})
+
+def job(name, seed, a):
+    "One row with one seed: pretrain, then the four measurements"
+    out = Path(a.out)/'weights'/f'{name}-{seed}'
+    wang,nette = small('imagewang', a.short_side),small('imagenette', a.short_side)
+    common = dict(size=a.size, bs=a.bs, num_workers=a.num_workers)
+    row = dict(row=name, seed=seed, **{k:v for k,v in vars(a).items() if k not in ('out','table','seeds','num_workers')})
+    if rows[name]:
+        r = Recipe(data='imagewang', size=a.size, bs=a.bs, arch=a.arch, arch_args=a.arch_args, weight=a.weight, epochs=a.epochs, lr=a.lr, seed=seed, **rows[name])
+        learn,pre = pretrain(r, out, unlabeled_dls(some_files(wang, a.n_images), valid_pct=0, path=wang, **common), ChannelsLast())
+        enc = learn.model[0]
+        row['pretrain'] = {k:pre[k] for k in ('images','steps','seconds','columns','values')}
+    else:
+        set_seed(seed)
+        enc = create_encoder(a.arch, **a.arch_args)
+    fresh = lambda: deepcopy(enc)
+    board,few = labelled_dls(wang, **common),labelled_dls(nette, pct=.1, seed=seed, **common)
+    ev = evaluate(fresh(), dls=board, classes=classes_of_val(board))
+    row.update(knn_dogs=ev['knn'], linear_dogs=ev['linear'])
+    for k,dls,n in (('imagenette10',few,a.ft10_epochs),('board',board,a.ft_epochs)):
+        # The validation images are looked at once, after the last epoch
+        _,ft = finetune(fresh(), dls=dls, epochs=n, lr=a.ft_lr, seed=seed, size=a.size, bs=a.bs, cbs=[LastEpochOnly(), ChannelsLast()])
+        row[k],row[f'{k}_labels'],row[f'{k}_seconds'] = ft['accuracy'],ft['n_labels'],ft['seconds']
+    return {**row, **provenance()}
+
+class LastEpochOnly(Callback):
+    "Validate after the last epoch only"
+    def before_validate(self):
+        if self.epoch<self.n_epoch-1: raise CancelValidException()
+
+def table(out):
+    "A row a method: mean ± standard deviation over the seeds (and each seed's value in the files)"
+    got = L(json.loads(o.read_text()) for o in sorted(Path(out).glob('*.json')))
+    cols = dict(board='board: all of `train/`, accuracy on `val/`', knn_dogs='kNN, dogs', linear_dogs='linear, dogs', imagenette10='10% of Imagenette\'s labels')
+    lines = ['| pretraining | seeds | '+' | '.join(cols.values())+' |', '| --- '*(len(cols)+2)+'|']
+    for name in rows:
+        rs = got.filter(lambda o: o['row']==name)
+        if not rs: continue
+        cell = lambda k: f"{100*np.mean(rs.attrgot(k)):.1f} ± {100*np.std(rs.attrgot(k), ddof=1):.1f}" if len(rs)>1 else f'{100*rs[0][k]:.1f}'
+        lines.append(f'| {name} | {len(rs)} | '+' | '.join(map(cell, cols))+' |')
+    return '\n'.join(lines)
+
+@call_parse
+def main(
+    size:int=64, # Pixels
+    bs:int=64, # Images a batch
+    arch:str='xresnet18', # Encoder
+    arch_args:str='{"widen": 0.25, "stem_szs": [16, 16, 64]}', # JSON, passed to the arch
+    epochs:int=2, # Of pretraining
+    n_images:int=15000, # Images of train/ and unsup/ that pretraining sees; 0 for all 22,419
+    lr:float=4e-3, # Of pretraining
+    weight:float=1., # Of the contrastive term beside a task
+    ft_epochs:int=2, # Of the board's fine-tuning
+    ft10_epochs:int=8, # Of fine-tuning on 10% of Imagenette's labels
+    ft_lr:float=4e-3, # Of both
+    short_side:int=80, # Resize the files once to this shorter side; 0 for not
+    seeds:int=2, # 0, 1, ...
+    only:str='', # Names of rows to run, separated by commas; all if empty
+    num_workers:int=0, # Loading processes
+    out:str='nbs/results/imagewang-64px', # Where the rows go
+    table:store_true=False, # Only print the table
+):
+    "Run what is missing of the experiment, and print its table."
+    a = SimpleNamespace(**{k:v for k,v in locals().items() if k!='only'})
+    a.arch_args = json.loads(arch_args)
+    make_table = globals()['table']
+    if table: return print(make_table(out))
+    check_writable(Path(out)/'x')
+    (Path(out)/'weights').mkdir(exist_ok=True)
+    for seed in range(seeds):
+        for name in only.split(',') if only else rows:
+            fn,busy = Path(out)/f'{name}-{seed}.json',Path(out)/'weights'/f'{name}-{seed}.busy'
+            if fn.exists() or busy.exists(): continue
+            busy.touch()
+            try:
+                start = time.time()
+                row = job(name, seed, a)
+                write_row({**row, 'seconds':round(time.time()-start,1)}, fn)
+                print(name, seed, {k:row[k] for k in ('board','knn_dogs','linear_dogs','imagenette10')}, flush=True)
+            finally: busy.unlink()
+    print(make_table(out))

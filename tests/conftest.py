@@ -1,0 +1,32 @@
+import os, tempfile
+from pathlib import Path
+
+os.environ.setdefault('MPLBACKEND', 'Agg')
+if 'MPLCONFIGDIR' not in os.environ and not os.access(Path.home(), os.W_OK): os.environ['MPLCONFIGDIR'] = tempfile.mkdtemp()
+
+import matplotlib
+matplotlib.use('Agg')
+import pytest, torch
+from fastai.vision.all import fastai_path, set_seed
+from fastai_contrastive.data import synth_images
+
+torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 0)) or os.cpu_count() or 1)
+
+@pytest.fixture(autouse=True)
+def seed():
+    "Every test starts from the same random state"
+    set_seed(0)
+
+@pytest.fixture(scope='session')
+def synth(tmp_path_factory):
+    "A small drawn data set: 10 classes, 4 training and 3 validation images each, 20 without a label, 32 px"
+    return synth_images(tmp_path_factory.mktemp('synth')/'shapes', n_train=4, n_unsup=20, n_valid=3, size=32)
+
+@pytest.fixture(scope='session')
+def real():
+    "`real(name)`: folder of a real data set in fastai's data folder; skips the test where it is not there"
+    def _real(name):
+        path = fastai_path('data')/name
+        if not path.is_dir(): pytest.skip(f'{name} is not in {path.parent}')
+        return path
+    return _real

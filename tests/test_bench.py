@@ -1,0 +1,58 @@
+"The benchmark measures what it says: whole steps, beside the passes alone"
+import json
+
+import pytest, torch
+from fastai.vision.all import Callback, nn
+from fastai_contrastive import bench as B, cli
+from fastai_contrastive.core import ContrastiveCallback
+from fastai_contrastive.data import synth_images
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    path = synth_images(tmp_path_factory.mktemp('data')/'shapes', n_train=4, n_unsup=0, n_valid=2, size=32)
+    return dict(data=path, size=32, bs=8, arch='xresnet18', arch_args=dict(widen=.25), num_workers=0)
+
+@pytest.mark.parametrize('case', B.bench_cases)
+def test_case(tiny, case):
+    row = B.bench_case(case, n=2, repeats=2, **tiny)
+    assert 0<row['ratio']<2 and len(row['ratios'])==2 and 0<=row['waiting']<1
+    assert row['limit']>0 and row['learner']>0 and (row['case'],row['n'],row['repeats'])==(case,2,2)
+
+class Count(Callback):
+    order = 98
+    def before_fit(self): self.steps,self.valid = 0,0
+    def after_batch(self):
+        if self.training: self.steps += 1
+        else: self.valid += 1
+
+@pytest.mark.parametrize('case', B.bench_cases)
+def test_clock_and_limit(tiny, case):
+    "A block is n+1 steps without validation; the limit passes through encoder, heads and task head in training mode"
+    learn,clock,count = B.bench_learner(case, **tiny),B.StepClock(2),Count()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-4, cbs=[clock, B._Arrival(clock), count])
+    assert (count.steps,count.valid)==(3,0) and clock.seconds>clock.waited>0
+    step,heads = B.limit_step(learn),learn._grab_cbs(ContrastiveCallback)[0].objective
+    bn = next(o for o in learn.model.modules() if isinstance(o, nn.BatchNorm2d))
+    ws,stats = [p.detach().clone() for p in learn.model.parameters()],bn.running_mean.clone()
+    for _ in range(2): step()
+    assert learn.model.training and heads.training and not torch.equal(stats, bn.running_mean)
+    assert all(p.grad is not None and p.grad.abs().sum()>0 for m in (learn.model[0],heads) for p in m.parameters() if p.ndim>1)
+    if '+' in case: assert any(p.grad is not None for p in learn.model[1].parameters())
+    assert all(torch.equal(a, b) for a,b in zip(ws, learn.model.parameters())), 'the limit has no optimizer'
+
+@pytest.mark.parametrize('case,msg', [('simcrl',"'simclr'"), ('rotatoin+simclr',"'rotation'"), ('labels+rotation+simclr','one task or labels')])
+def test_unknown_case(tiny, case, msg):
+    with pytest.raises(ValueError, match=msg): B.bench_learner(case, **tiny)
+
+def test_too_few_batches(tiny):
+    with pytest.raises(ValueError, match='smaller n or bs'): B.bench_case('simclr', n=5, **tiny)
+
+def test_command(tiny, tmp_path, capsys):
+    was = torch.get_num_threads()
+    kw = {**tiny, 'data':str(tiny['data'])}
+    rows = cli.bench('simclr,labels+simclr', n=2, repeats=1, threads=1, out=str(tmp_path/'b'), **kw)
+    assert torch.get_num_threads()==was
+    assert json.loads((tmp_path/'b.json').read_text())==rows
+    for k in 'kind data size arch bs num_workers threads case n repeats limit learner ratio ratios waiting commit torch device'.split(): assert k in rows[0]
+    out = capsys.readouterr().out
+    for r in rows: assert any(l.split()==[str(r[k]) for k in ('case','limit','learner','ratio','waiting')] for l in out.split('\n'))

@@ -1,0 +1,732 @@
+"What the callback promises a `Learner`: the nine behaviours, columns, state, bad input"
+import subprocess, sys, textwrap
+import pytest
+import matplotlib
+matplotlib.use('Agg')
+from utils import *
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import CutMix, MixUp
+from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.interpret import Interpretation
+from fastai_contrastive.pretext.core import *
+from fastai_contrastive.pretext.rotation import *
+
+@pytest.fixture(autouse=True)
+def strict(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        yield
+    plt.close('all')
+
+opts = dict(adam=Adam, sgd=partial(SGD, mom=.9), ranger=partial(ranger, k=2), adamw=partial(OptimWrapper, opt=torch.optim.AdamW),
+    torch_sgd=partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9))
+each_opt = pytest.mark.parametrize('opt', opts)
+
+def state_of(opt):
+    "What an optimizer holds for each parameter, and its hyperparameters, as plain values"
+    inner = opt.opt if isinstance(opt, (Lookahead,OptimWrapper)) else opt
+    return [[{k:o.clone() if isinstance(o, Tensor) else o for k,o in inner.state.get(p, {}).items()} for p in g] for g in opt.param_lists],\
+        [dict(h) for h in opt.hypers]
+
+def same(a, b):
+    if isinstance(a, Tensor): return torch.equal(a, b)
+    if isinstance(a, dict): return a.keys()==b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list,tuple,L)): return len(a)==len(b) and all(map(same, a, b))
+    return a==b
+
+def check_clean(learn):
+    "Nothing of the callback is left in the learner"
+    ps = list(learn.splitter(learn.model))
+    if isinstance(ps[0], Tensor): ps = [ps]
+    assert [len(g) for g in learn.opt.param_lists]==[len(g) for g in ps]
+    own = {id(p) for p in learn.model.parameters()}
+    assert {i for g in opt_ids(learn.opt) for i in g}==own
+    inner = learn.opt.opt if isinstance(learn.opt, (Lookahead,OptimWrapper)) else learn.opt
+    assert {id(p) for p in inner.state} <= own
+    slow = getattr(learn.opt, 'slow_weights', None)
+    if slow is not None: assert [len(g) for g in slow]==[len(g) for g in ps]
+    assert [m.name for m in learn.metrics]==['accuracy'] and type(learn.model) is nn.Sequential and isinstance(learn.loss_func, CrossEntropyLossFlat)
+    assert '_do_epoch' not in learn.__dict__
+
+# 1. Heads train
+
+hows = dict(fit=lambda l,**kw: l.fit(1, 1e-2, **kw), one_cycle=lambda l,**kw: l.fit_one_cycle(1, slice(1e-3,1e-2), **kw),
+    flat_cos=lambda l,**kw: l.fit_flat_cos(1, 1e-2, **kw), fine_tune=lambda l,**kw: l.fine_tune(1, 1e-2, **kw))
+
+@each_opt
+@pytest.mark.parametrize('how', hows)
+def test_heads_train(how, opt):
+    cb = term(objective=built())
+    learn = make_learn(cb, splitter=two_groups, opt_func=opts[opt])
+    was,model = head_ws(cb),ws(learn.model)
+    with quietly(learn): hows[how](learn)
+    now = head_ws(cb)
+    assert not torch.equal(was, now) and not torch.equal(model, ws(learn.model)) and now.isfinite().all()
+    assert all(len(cb.loan.state[p])>0 for p in cb.heads)
+    check_clean(learn)
+
+@pytest.mark.parametrize('join', ['init','add_cb','fit'])
+def test_heads_train_however_the_callback_joins(join):
+    "... and to the same weights"
+    res = []
+    for how in ('init', join):
+        set_seed(1)
+        cb = term(objective=built())
+        learn = make_learn(cb if how=='init' else None)
+        if how=='add_cb': learn.add_cb(cb)
+        fit(learn, 2, cbs=cb if how=='fit' else None)
+        res.append((head_ws(cb), ws(learn.model)))
+        check_clean(learn)
+    assert same(*res)
+
+@each_opt
+def test_heads_move_by_the_last_groups_lr(opt):
+    "With lr 0 in the last group they stand still, whatever the first group does"
+    for lr,moves in (([1e-2,0.], False), ([0.,1e-2], True)):
+        cb = term(objective=built())
+        learn = make_learn(cb, splitter=two_groups, opt_func=opts[opt])
+        was,body_was = head_ws(cb),params(learn.model[0])[0].detach().clone()
+        fit(learn, 1, 'fit', lr)
+        assert torch.equal(was, head_ws(cb))!=moves
+        assert torch.equal(body_was, params(learn.model[0])[0])==moves
+
+def test_heads_step_is_lr_times_gradient():
+    cb,seen = term(objective=built()),[]
+    def _look(learn): seen.append([(p.detach().clone(), p.grad.clone()) for p in cb.heads])
+    learn = make_learn([cb, At('before_step', _look), At('after_batch', throw(CancelFitException()))], splitter=two_groups, opt_func=SGD)
+    fit(learn, 1, 'fit', [.5,.02])
+    assert len(seen)==1
+    for p,(was,g) in zip(cb.heads, seen[0]): assert torch.allclose(p, was-.02*g, atol=1e-7) and g.abs().sum()>0
+
+class Nothing(Objective):
+    "Head with a gradient of zero: what moves it is decay"
+    def build(self, nf): self.projector = nn.Sequential(nn.Linear(nf, 4), nn.BatchNorm1d(4))
+    def loss(self, z, t, y): return 0*z[0].sum()
+
+@pytest.mark.parametrize('wd_bn_bias', [False,True])
+@pytest.mark.parametrize('opt', ['adam','ranger'])
+def test_no_decay_on_norms_and_biases(opt, wd_bn_bias):
+    obj = built(Nothing())
+    for p in obj.parameters(): nn.init.constant_(p, 2.)
+    learn = make_learn(term(objective=obj), opt_func=opts[opt], wd=.5, wd_bn_bias=wd_bn_bias)
+    fit(learn, 1, 'fit', .1)
+    lin,bn = obj.projector
+    assert (lin.weight<1.95).all()
+    assert all(((p<1.95) if wd_bn_bias else p==2).all() for p in (lin.bias, bn.weight, bn.bias))
+
+# 2. lr_find
+
+@each_opt
+def test_lr_find_puts_everything_back(opt):
+    cb = term(objective=built())
+    learn = fit(make_learn(cb, opt_func=opts[opt]))
+    def _all(): return [o.clone() for o in learn.model.state_dict().values()],{k:o.clone() for k,o in cb.objective.state_dict().items()},\
+        cb.loan.state_dict(cb.heads),state_of(learn.opt)
+    was = deepcopy(_all())
+    with quietly(learn): learn.lr_find(num_it=8, suggest_funcs=None, show_plot=False)
+    assert len(learn.recorder.lrs)>5
+    assert same(was, _all())
+    check_clean(learn)
+
+class Seeded(SimCLR):
+    "Its heads are the same whenever they are made"
+    def build(self, nf):
+        with torch.random.fork_rng(): torch.manual_seed(5); super().build(nf)
+
+@each_opt
+def test_lr_find_as_the_first_fit_ever(opt):
+    "What follows is what would have been without it"
+    res = []
+    for find in (False,True):
+        cb = term(objective=Seeded(dim=8))
+        learn = make_learn(cb, opt_func=opts[opt])
+        if find:
+            with quietly(learn): learn.lr_find(num_it=8, suggest_funcs=None, show_plot=False)
+            assert same(dict(cb.objective.state_dict()), dict(built(Seeded(dim=8)).state_dict()))
+            check_clean(learn)
+        fit(learn)
+        res.append((ws(learn.model), head_ws(cb), cb.loan.state_dict(cb.heads)))
+    assert same(*res)
+
+# 3. Nothing is left behind
+
+stops = dict(ctrl_c=KeyboardInterrupt, error=RuntimeError, cancel_fit=CancelFitException, cancel_epoch=CancelEpochException,
+    cancel_train=CancelTrainException, cancel_batch=CancelBatchException)
+
+@each_opt
+def test_after_a_fit_the_learner_is_plain(opt):
+    learn = fit(make_learn(term(), opt_func=opts[opt]))
+    plain = fit(make_learn(opt_func=opts[opt]))
+    check_clean(learn)
+    assert set(learn.__dict__)-{'simclr'}==set(plain.__dict__)
+    learn.remove_cb(learn.simclr)
+    assert set(learn.__dict__)==set(plain.__dict__)
+
+@pytest.mark.parametrize('how', ['attached','fit'])
+@pytest.mark.parametrize('event', ['before_batch','after_backward','before_step','after_step'])
+@pytest.mark.parametrize('stop', stops)
+def test_whatever_ends_a_step_the_learner_is_plain(stop, event, how):
+    cb = term(objective=built())
+    learn = make_learn(cb if how=='attached' else None)
+    cbs = [At(event, throw(stops[stop]('stop')), n=1)] + ([cb] if how=='fit' else [])
+    try: fit(learn, cbs=cbs)
+    except (KeyboardInterrupt,RuntimeError): assert stop in ('ctrl_c','error')
+    check_clean(learn)
+    if how=='fit': assert not hasattr(learn, 'simclr')
+    was = head_ws(cb)
+    fit(learn, cbs=cb if how=='fit' else None)
+    assert not torch.equal(was, head_ws(cb))
+    check_clean(learn)
+
+@pytest.mark.parametrize('stop', ['cancel_epoch','cancel_train'])
+def test_a_cancelled_epoch_saves_a_plain_checkpoint(stop):
+    "The step was cut off with the heads on loan; what is saved at the end of the epoch must not have them"
+    learn = make_learn(term())
+    fit(learn, cbs=[At('after_backward', throw(stops[stop]('stop')), n=1), At('after_epoch', lambda l: (check_opt(l), l.save('cut')), order=61)])
+    make_learn().load('cut', with_opt=True, weights_only=False)
+
+def check_opt(l): assert {i for g in opt_ids(l.opt) for i in g}=={id(p) for p in l.model.parameters()}
+
+def test_an_interrupted_fit_with_two_terms_is_tidied_for_both():
+    learn = make_learn([term(name='a'), term(name='b')])
+    with pytest.raises(KeyboardInterrupt): fit(learn, cbs=At('before_step', throw(KeyboardInterrupt()), n=1))
+    check_clean(learn)
+    fit(learn)
+    assert learn.recorder.metric_names[-3:]==['a','b','time']
+
+def test_removal_between_fits():
+    cb = term()
+    learn = fit(make_learn(cb))
+    learn.remove_cb(cb)
+    plain = make_learn()
+    plain.model.load_state_dict(learn.model.state_dict())
+    plain.create_opt()
+    plain.opt.load_state_dict(deepcopy(learn.opt.state_dict()))
+    assert torch.equal(ws(fit(learn).model), ws(fit(plain).model))
+
+# 4. Files
+
+@each_opt
+def test_checkpoints_interchange_with_a_plain_learner(opt):
+    mk = partial(make_learn, opt_func=opts[opt], splitter=two_groups, path=Path.cwd())
+    learn,plain = fit(mk(term())),mk()
+    learn.save('with')
+    plain.load('with', with_opt=True, weights_only=False)
+    assert same(state_of(plain.opt), state_of(learn.opt)) and torch.equal(ws(plain.model), ws(learn.model))
+    fit(plain).save('without')
+    learn.load('without', with_opt=True, weights_only=False)
+    assert same(state_of(plain.opt), state_of(learn.opt)) and torch.equal(ws(plain.model), ws(learn.model))
+    was = head_ws(learn.simclr)
+    fit(learn)
+    assert not torch.equal(was, head_ws(learn.simclr))
+
+def test_save_model_callback_with_opt():
+    learn = make_learn(term(), path=Path.cwd())
+    fit(learn, 2, cbs=SaveModelCallback(with_opt=True, fname='best'))
+    plain = make_learn(path=Path.cwd()).load('best', with_opt=True, weights_only=False)
+    assert torch.equal(ws(plain.model), ws(learn.model))
+    fit(plain, cbs=SaveModelCallback(with_opt=True, fname='plain'))
+    fit(learn.load('plain', with_opt=True, weights_only=False))
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    p = tmp_path_factory.mktemp('images')
+    for i,(x,y) in enumerate(zip(*images(32, 20))):
+        (p/f'{y}').mkdir(exist_ok=True)
+        Image.fromarray((x.permute(1,2,0).numpy()*255).astype('uint8')).save(p/f'{y}'/f'{i}.png')
+    return p
+
+def vision(files, cbs=None, model=None):
+    "A learner on real files with fastai's parts only"
+    set_seed(0)
+    dls = ImageDataLoaders.from_folder(files, valid_pct=.25, seed=0, item_tfms=Resize(16), batch_tfms=[Flip(), Normalize.from_stats(*imagenet_stats)],
+        bs=8, num_workers=0, device='cpu')
+    m = nn.Sequential(plain_body(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12,4)))
+    return Learner(dls, ifnone(model, m), metrics=accuracy, cbs=cbs, path=Path.cwd())
+
+def test_export_opens_without_the_package(files):
+    learn = fit(vision(files, ContrastiveCallback(SimCLR(dim=8))))
+    learn.add_cb(At('after_epoch', lambda l: None)).remove_cb(At)
+    img = files/'1'/'1.png'
+    with quietly(learn): want = learn.predict(img)[2]
+    learn.export('e.pkl')
+    code = f"""
+        import sys, warnings
+        warnings.simplefilter('ignore')
+        sys.modules['fastai_contrastive'] = None
+        from fastai.vision.all import *
+        learn = load_learner('e.pkl')
+        with learn.no_bar(): print(*learn.predict({str(img)!r})[2].tolist())
+        assert not [o for o in sys.modules if o.startswith('fastai_contrastive.')]
+    """
+    r = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True)
+    assert r.returncode==0, r.stderr
+    assert torch.allclose(tensor([float(o) for o in r.stdout.split()[-4:]]), want, atol=1e-6)
+    fit(learn)
+
+def test_pickled_in_the_middle_of_a_fit_it_is_fastais():
+    learn = make_learn(term())
+    fit(learn, cbs=At('after_train', lambda l: l.dls and setattr(l, 'copies', [pickle.loads(pickle.dumps(o)) for o in (l.simclr, l.metrics[-1])])))
+    cb,col = learn.copies
+    assert type(cb) is Callback and type(col) is ValueMetric and col.name=='simclr' and col.value is None
+
+# 5. Everything but training
+
+@pytest.fixture
+def twins(files):
+    learn = fit(vision(files, ContrastiveCallback(SimCLR(dim=8))))
+    plain = vision(files)
+    plain.model.load_state_dict(learn.model.state_dict())
+    return learn,plain
+
+def titles(): return [ax.get_title() for ax in plt.gcf().axes]
+
+def show(l):
+    l.show_results(max_n=4, shuffle=False)
+    return titles()
+
+def worst(l):
+    i = Interpretation.from_learner(l)
+    i.plot_top_losses(3)
+    return [o.tolist() for o in i.top_losses(3)]+[titles()]
+
+asks = dict(validate=lambda l,f: list(l.validate()), get_preds=lambda l,f: l.get_preds(), train_preds=lambda l,f: l.get_preds(0, with_loss=True),
+    predict=lambda l,f: list(l.predict(f/'2'/'2.png')), tta=lambda l,f: l.tta(n=2), show_results=lambda l,f: show(l), interpret=lambda l,f: worst(l))
+
+@pytest.mark.parametrize('ask', asks)
+def test_everything_but_training_is_unchanged(twins, files, ask):
+    res = []
+    for l in twins:
+        set_seed(4)
+        with quietly(l): res.append((asks[ask](l, files), torch.get_rng_state()))
+    assert same(*res)
+
+@pytest.mark.parametrize('ask', ['validate','get_preds'])
+def test_nested_in_a_fit_the_columns_stay(ask):
+    names,vals = [],[]
+    def _ask(l): names.append(list(l.recorder.metric_names)); vals.append(len(getattr(l, ask)())); names.append(list(l.recorder.metric_names))
+    fit(make_learn(term()), 2, cbs=At('after_epoch', _ask))
+    assert names==[['epoch','train_loss','valid_loss','accuracy','simclr','time']]*2 and len(vals)==1
+
+def test_validating_inside_a_fit_changes_no_weights():
+    res = [ws(fit(make_learn(term(objective=Seeded(dim=8))), 2, cbs=cbs).model) for cbs in (None, At('after_epoch', lambda l: l.validate()))]
+    assert same(*res)
+
+# 6. Other callbacks
+
+@pytest.mark.parametrize('mix', [MixUp, CutMix])
+def test_views_come_from_clean_images(mix):
+    seen = []
+    def _views(x): seen.append(x.clone()); return two_views(x)
+    learn = make_learn(term(views=_views))
+    fit(learn, cbs=mix(.9))
+    assert same([o.as_subclass(Tensor) for o in seen], [b[0].as_subclass(Tensor) for b in learn.dls.train])
+
+def by_hand(learn, obj, batches, w):
+    "Gradients of the mean of the batches' losses"
+    loss = 0
+    for x,y in batches:
+        x,y = x.as_subclass(Tensor),y.as_subclass(Tensor)
+        f = learn.model[0](torch.cat(two_views(x))).mean((2,3))
+        loss = loss + (F.cross_entropy(learn.model(x), y) + w*obj.loss(obj.projector(f).chunk(2), None, None))/len(batches)
+    ps = [*learn.model.parameters(), *obj.parameters()]
+    return [p.detach()-.1*g for p,g in zip(ps, torch.autograd.grad(loss, ps))]
+
+def test_gradient_accumulation_scales_the_term_like_the_loss():
+    cb = term(.5, objective=built())
+    learn = make_learn(cb, dls=make_dls(n=16), model=pooled(plain_body()), opt_func=SGD)
+    want = by_hand(learn, cb.objective, list(learn.dls.train), .5)
+    fit(learn, 1, 'fit', .1, wd=0., cbs=GradientAccumulation(16))
+    for p,o in zip([*learn.model.parameters(), *cb.heads], want): assert torch.allclose(p, o, atol=1e-6)
+
+class CPUMixed(MixedPrecision):
+    "fastai's mixed precision, on the CPU"
+    def __init__(self, dtype=torch.bfloat16): super().__init__('bf16'); self.dtype = dtype
+    def before_fit(self):
+        self.autocast = torch.autocast('cpu', dtype=torch.bfloat16, enabled=self.dtype==torch.bfloat16)
+        self.learn.scaler,self.scales = torch.amp.GradScaler('cpu', init_scale=64., enabled=self.dtype!=torch.bfloat16),L()
+
+class Dtypes(SimCLR):
+    seen = []
+    def encode(self, encoder, views):
+        res = super().encode(encoder, views)
+        self.seen.append(res[0].dtype)
+        return res
+    def loss(self, z, t, y):
+        self.seen += [z[0].dtype, (z[0]@z[1].T).dtype]
+        return super().loss(z, t, y)
+
+def test_under_autocast_the_encoder_is_fast_and_the_objective_exact():
+    Dtypes.seen.clear()
+    learn = fit(make_learn(term(objective=Dtypes(dim=8))), cbs=CPUMixed())
+    assert Dtypes.seen==[torch.bfloat16, torch.float32, torch.float32]*len(learn.dls.train)
+
+def test_a_gradient_scaler_unscales_the_heads():
+    res = []
+    for cbs in (None, CPUMixed(torch.float32)):
+        cb = term(objective=Seeded(dim=8))
+        learn = fit(make_learn(cb, opt_func=SGD), 1, 'fit', .1, cbs=cbs)
+        res.append(torch.cat([ws(learn.model), head_ws(cb)]))
+    assert torch.allclose(*res, atol=1e-5)
+
+def test_gradient_clip():
+    norms = []
+    learn = make_learn(term(100.))
+    fit(learn, cbs=[GradientClip(.1), At('before_step', lambda l: norms.append(nn.utils.get_total_norm([p.grad for p in l.model.parameters()])), n=1, order=50)])
+    assert norms[0]<.1001
+    check_clean(learn)
+
+def test_channels_last():
+    formats = []
+    learn = make_learn(term())
+    learn.model[0].register_forward_pre_hook(lambda m,x: formats.append(x[0].is_contiguous(memory_format=torch.channels_last)) if m.training else None)
+    fit(learn, cbs=[ChannelsLast(), At('before_batch', lambda l: setattr(l, 'xb', (l.xb[0].contiguous(memory_format=torch.channels_last),)), order=-9)])
+    assert formats[:2]==[True,True] # the task's pass, then the views'
+
+def test_compiled_model():
+    cb = term(objective=built())
+    learn = make_learn(cb)
+    plain = fit(make_learn(term(objective=deepcopy(cb.objective))))
+    m = learn.model
+    learn.model = torch.compile(m, backend='eager')
+    was = head_ws(cb)
+    fit(learn)
+    assert not torch.equal(was, head_ws(cb)) and torch.allclose(ws(m), ws(plain.model), atol=1e-5)
+
+def test_frozen_encoder_stays_and_heads_train():
+    cb = term(objective=built())
+    learn = make_learn(cb, splitter=two_groups, train_bn=False)
+    learn.freeze()
+    was,heads = ws(nn.ModuleList([o for o in learn.model[0].modules() if isinstance(o, nn.Conv2d)])),head_ws(cb)
+    def _convs(): return ws(nn.ModuleList([o for o in learn.model[0].modules() if isinstance(o, nn.Conv2d)]))
+    fit(learn)
+    assert torch.equal(was, _convs()) and not torch.equal(heads, head_ws(cb))
+    learn.unfreeze()
+    fit(learn)
+    assert not torch.equal(was, _convs())
+
+# 7. The task's model is left alone
+
+@pytest.mark.parametrize('update_bn', [False,True])
+def test_at_lr_0_only_asked_for_statistics_move(update_bn):
+    learn,plain = [fit(make_learn(cbs), 1, 'fit', 0.) for cbs in (term(update_bn=update_bn), None)]
+    assert torch.equal(bn_stats(learn.model), bn_stats(plain.model)) != update_bn
+    if not update_bn: assert torch.equal(ws(learn.model), ws(plain.model))
+    for l in (learn,plain): l.model.eval()
+    if not update_bn:
+        with quietly(learn), quietly(plain): assert same(learn.get_preds(), plain.get_preds())
+
+def test_alone_the_statistics_follow_the_views():
+    learn = contrastive_learner(make_dls(), body(), SimCLR(dim=8), views=two_views)
+    was = bn_stats(learn.model)
+    fit(learn, 1, 'fit', 0.)
+    assert not torch.equal(was, bn_stats(learn.model))
+
+def test_frozen_stats_puts_back_what_was_on():
+    m = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
+    with pytest.raises(RuntimeError), frozen_stats(m): raise RuntimeError
+    assert [o.track_running_stats for o in m]==[True,False]
+
+# 9. Unlabelled, small and weightless
+
+def test_unlabelled_batches_train():
+    learn = contrastive_learner(make_dls(labelled=False), body(), SimCLR(dim=8), views=two_views)
+    was = ws(learn.model)
+    fit(learn, 3, 'fit', 1e-2)
+    assert not torch.equal(was, ws(learn.model)) and learn.recorder.values[-1][0]<learn.recorder.values[0][0]
+
+def test_unlabelled_batches_train_beside_a_task():
+    cb = term(objective=built())
+    set_seed(0)
+    learn = pretext_learner(make_dls(labelled=False), body(), Rotation(), cbs=cb)
+    was = head_ws(cb)
+    fit(learn)
+    assert not torch.equal(was, head_ws(cb))
+
+@pytest.mark.parametrize('alone', [False,True])
+def test_a_last_batch_of_one_is_passed_over(alone):
+    sizes,dls = [],make_dls(n=17, n_valid=9)
+    def _views(x): sizes.append(len(x)); return two_views(x)
+    obj = SimCLR(dim=8)
+    learn = contrastive_learner(dls, plain_body(), obj, views=_views) if alone else make_learn(term(views=_views), dls=dls, model=pooled(plain_body()))
+    fit(learn)
+    assert sizes==[8,8]+[8]*alone
+    assert len(learn.recorder.losses)==(2 if alone else 3) and np.isfinite(learn.recorder.values[-1]).all()
+
+def test_weight_0_is_no_callback_at_all():
+    def _states(): return torch.get_rng_state(),np.random.get_state()[1].tolist(),random.getstate()
+    model = lambda: pooled(nn.Sequential(ConvLayer(3, 8, stride=2), nn.Dropout(.3), ConvLayer(8, 12, stride=2)))
+    res = []
+    for cbs in (None, ContrastiveCallback(SimCLR(dim=8), weight=0), ContrastiveCallback(SimCLR(dim=8), weight=lambda p: 0.)):
+        set_seed(7)
+        learn = fit(make_learn(cbs, dls=make_dls(shuffle=True), model=model()), 2)
+        res.append((ws(learn.model), _states(), learn.recorder.losses[-1].clone(), [o[:3] for o in learn.recorder.values], state_of(learn.opt)))
+    assert same(res[0], res[1]) and same(res[0], res[2])
+
+# Columns
+
+def test_losses_stay_the_tasks():
+    seen,names = {},None
+    for w in (0.,2.):
+        learn = fit(make_learn(term(w)), 1, 'fit', 0.)
+        seen[w],names = learn.recorder.values[-1],learn.recorder.metric_names
+    assert same(list(seen[0.][:3]), list(seen[2.][:3]))
+    assert names==['epoch','train_loss','valid_loss','accuracy','simclr','time']
+    assert seen[0.][3] is None and seen[2.][3]>0
+
+def test_the_column_is_the_mean_of_the_term_over_images():
+    vals,cb = [],term(objective=built())
+    f = cb.objective.loss
+    def _loss(*args): vals.append(f(*args)); return vals[-1]
+    cb.objective.loss = _loss
+    learn = fit(make_learn(cb, dls=make_dls(n=20)), 2)
+    want = [sum(v*n for v,n in zip(vals[i:i+3], (8,8,4)))/20 for i in (0,3)]
+    assert np.allclose([o[-1] for o in learn.recorder.values], [o.item() for o in want])
+
+def test_alone_the_term_is_the_loss():
+    learn = contrastive_learner(make_dls(), body(), SimCLR(dim=8))
+    vals,f = [],learn.cbs[-1].objective.loss
+    cb = next(o for o in learn.cbs if isinstance(o, ContrastiveCallback))
+    f = cb.objective.loss
+    def _loss(*args): vals.append(f(*args)); return vals[-1]
+    cb.objective.loss = _loss
+    fit(learn)
+    assert learn.recorder.metric_names==['epoch','train_loss','valid_loss','time']
+    assert torch.allclose(torch.stack(list(learn.recorder.losses)), torch.stack([learn.recorder.smooth_loss.new_tensor(o) for o in _smooth(vals[:3])]), atol=1e-5)
+    assert np.isclose(learn.recorder.values[-1][1], np.mean([vals[3].item()*8, vals[4].item()*4])/6)
+
+def _smooth(vals, beta=.98):
+    m,res = 0,[]
+    for i,v in enumerate(vals):
+        m = beta*m+(1-beta)*v.item()
+        res.append(m/(1-beta**(i+1)))
+    return res
+
+def test_alone_validation_draws_the_same_views_each_time():
+    learn = contrastive_learner(make_dls(), body(), SimCLR(dim=8))
+    with quietly(learn):
+        first,rng = list(learn.validate()),torch.get_rng_state()
+        torch.randn(3)
+        assert first==list(learn.validate()) and first[0]>0
+        rng = torch.get_rng_state()
+        learn.validate()
+        assert torch.equal(rng, torch.get_rng_state())
+
+def test_alone_predictions_are_features():
+    learn = fit(contrastive_learner(make_dls(), body(), SimCLR(dim=8), views=two_views))
+    with quietly(learn): pred,y = learn.get_preds()
+    x = torch.stack([o[0] for o in learn.dls.valid_ds]).as_subclass(Tensor)
+    with torch.no_grad(): assert torch.allclose(pred, learn.model[0].eval()(x), atol=1e-5) and len(y)==12
+
+@pytest.mark.parametrize('alone', [False,True])
+def test_a_term_that_is_not_finite_stops_the_run(alone):
+    class Broken(SimCLR):
+        def loss(self, z, t, y): return super().loss(z, t, y)*(np.nan if self.training else 1)
+    kw = dict(cbs=TerminateOnNaNCallback())
+    learn = contrastive_learner(make_dls(), body(), Broken(dim=8), views=two_views, **kw) if alone else make_learn([term(objective=Broken(dim=8)), kw['cbs']])
+    fit(learn, 3)
+    assert len(learn.recorder.losses)<=1 and len(learn.recorder.values)==0
+    del Objective.registry['broken']
+
+def test_train_metrics_show_the_column_once_filled():
+    learn = make_learn(term())
+    learn.recorder.train_metrics = True
+    fit(learn)
+    vals = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
+    assert vals['train_simclr']>0 and vals['valid_simclr'] is None
+
+# Weight, second loader, several terms
+
+@pytest.mark.parametrize('w', [.5,3.])
+def test_weight_multiplies_the_terms_gradient(w):
+    cb = term(w, objective=built())
+    learn = make_learn(cb, dls=make_dls(n=8), model=pooled(plain_body()), opt_func=SGD)
+    want = by_hand(learn, cb.objective, list(learn.dls.train), w)
+    fit(learn, 1, 'fit', .1, wd=0.)
+    for p,o in zip([*learn.model.parameters(), *cb.heads], want): assert torch.allclose(p, o, atol=1e-6)
+
+def test_weight_schedule_follows_the_runs_share():
+    ws_,grads = [],[]
+    cb = term(SchedCos(0,1))
+    fit(make_learn(cb), 2, cbs=At('after_batch', lambda l: None))
+    learn = make_learn(cb:=term(SchedCos(0,1)))
+    class See(Callback):
+        order = -4
+        def after_loss(self):
+            if self.training: grads.append((self.learn.loss_grad-self.learn.loss).item()); ws_.append(self.pct_train)
+    vals,f = [],cb.objective.loss
+    def _loss(*args): vals.append(f(*args)); return vals[-1]
+    cb.objective.loss = _loss
+    fit(learn, 2, cbs=See())
+    assert grads[0]==0 and len(vals)==5
+    assert np.allclose(grads[1:], [(1-np.cos(np.pi*p))/2*v.item() for p,v in zip(ws_[1:], vals)], atol=1e-5)
+
+def test_a_second_loader_feeds_the_term():
+    "Unlabelled, of another batch size, and shorter: it starts again"
+    extra,seen = make_dls(n=10, bs=5, labelled=False).valid.new(bs=6),[]
+    def _views(x): seen.append(x.clone().as_subclass(Tensor)); return two_views(x)
+    learn = fit(make_learn(term(views=_views, dl=extra)))
+    bs = [b[0].as_subclass(Tensor) for b in extra]
+    assert same(seen, [bs[0],bs[1],bs[0]]) and [len(o) for o in seen]==[6,6,6]
+    assert learn.recorder.values[-1][-1]>0
+
+def test_a_second_loader_gives_no_labels_and_may_be_torchs():
+    class Ys(SimCLR):
+        ys = []
+        def loss(self, z, t, y): self.ys.append(y); return super().loss(z, t, y)
+    fit(make_learn(term(objective=Ys(dim=8))))
+    assert [len(y) for y in Ys.ys]==[8,8,8]
+    Ys.ys.clear()
+    dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*images(12)), batch_size=4)
+    fit(make_learn(term(objective=Ys(dim=8), dl=dl)))
+    assert Ys.ys==[None]*3
+    del Objective.registry['ys']
+
+def test_an_empty_second_loader_is_named():
+    with pytest.raises(ValueError, match='`dl` is empty'): fit(make_learn(term(dl=[])))
+
+def test_two_terms_in_one_learner():
+    a,b = term(objective=built()),term(.5, objective=built(), name='again')
+    learn = make_learn([a,b])
+    was = head_ws(a),head_ws(b)
+    fit(learn)
+    assert not torch.equal(was[0], head_ws(a)) and not torch.equal(was[1], head_ws(b))
+    assert learn.recorder.metric_names[-3:]==['simclr','again','time'] and learn.simclr is a and learn.again is b
+    check_clean(learn)
+
+def test_two_terms_alone():
+    learn = contrastive_learner(make_dls(), body(), built(), views=two_views, cbs=term(objective=built(), name='b', update_bn=True))
+    was = head_ws(learn.simclr),head_ws(learn.b)
+    fit(learn)
+    assert not torch.equal(was[0], head_ws(learn.simclr)) and not torch.equal(was[1], head_ws(learn.b))
+    v = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
+    assert v['simclr']>0 and v['b']>0
+
+# State
+
+@each_opt
+@pytest.mark.parametrize('disk', [False,True])
+def test_three_steps_and_two_are_five(opt, disk):
+    def _mk():
+        cb = term(objective=Seeded(dim=8))
+        return make_learn(cb, opt_func=opts[opt], path=Path.cwd()),cb
+    def _run(learn, a, b):
+        bs = list(learn.dls.train)
+        dl = learn.dls.train
+        learn.dls.loaders[0] = [(bs*2)[i] for i in range(a,b)]
+        fit(learn, 1, 'fit', 1e-2, cbs=At('before_validate', throw(CancelValidException())))
+        learn.dls.loaders[0] = dl
+    learn,cb = _mk()
+    _run(learn, 0, 5)
+    want = ws(learn.model),head_ws(cb),ws(cb.objective)
+    l1,c1 = _mk()
+    _run(l1, 0, 3)
+    l1.save('three')
+    sd = c1.state_dict()
+    if disk: torch.save(sd, 'cb.pth'); sd = torch.load('cb.pth', weights_only=True)
+    else: _run(l1, 3, 5) # What was taken must not change when training goes on
+    l2,c2 = _mk()
+    c2.load_state_dict(sd)
+    l2.load('three', with_opt=True, weights_only=False)
+    _run(l2, 3, 5)
+    assert all(torch.allclose(a, b, atol=1e-6) for a,b in zip(want, (ws(l2.model), head_ws(c2), ws(c2.objective))))
+
+def test_state_of_another_callback_is_refused():
+    cb = fit(make_learn(term())).simclr
+    with pytest.raises(ValueError, match="'simclr', the callback is 'x'"): term(name='x').load_state_dict(cb.state_dict())
+    sd = cb.state_dict()
+    sd['opt']['state'].pop()
+    with pytest.raises(ValueError, match='4 head parameters does not fit 5'): term().load_state_dict(sd)
+
+def test_state_before_the_first_batch():
+    a,b = term(),term()
+    b.load_state_dict(a.state_dict())
+    assert b.objective.nf is None
+
+def test_copies_train_apart():
+    cb = fit(make_learn(term())).simclr
+    c2 = deepcopy(cb)
+    assert c2.learn is None and torch.equal(head_ws(cb), head_ws(c2)) and same(cb.loan.state_dict(cb.heads), c2.loan.state_dict(c2.heads))
+    fit(make_learn(c2))
+    assert not torch.equal(head_ws(cb), head_ws(c2))
+
+def test_a_copied_learner_trains_as_the_original():
+    learn = fit(make_learn(term()))
+    other = deepcopy(learn)
+    assert other.simclr.learn is other
+    assert torch.equal(ws(fit(learn).model), ws(fit(other).model)) and torch.equal(head_ws(learn.simclr), head_ws(other.simclr))
+
+def test_a_new_optimizer_starts_the_heads_momentum_anew():
+    learn = fit(make_learn(term(), opt_func=Adam))
+    fit(learn, reset_opt=True)
+    assert {s['step'] for s in learn.simclr.loan.state.values()}=={3}
+
+# Objectives
+
+def test_objectives_by_name_and_instance():
+    o = SimCLR()
+    assert get_objective(o) is o and type(get_objective('simclr')) is SimCLR and type(get_objective('SimCLR')) is SimCLR
+
+def test_views_of_one_size_share_a_pass():
+    o,calls = SimCLR(),[]
+    def _enc(x): calls.append(tuple(x.shape)); return x.mean((2,3))
+    vs = [torch.randn(2,3,s,s) for s in (8,4,8)]
+    res = o.encode(_enc, vs)
+    assert calls==[(4,3,8,8),(2,3,4,4)] and all(torch.equal(a, v.mean((2,3))) for a,v in zip(res, vs))
+
+@pytest.mark.parametrize('f, e, msg', [
+    (lambda: ContrastiveCallback(SimCLR),                       TypeError,  r'pass an instance, SimCLR\(\)'),
+    (lambda: ContrastiveCallback('simcrl'),                     ValueError, "unknown objective 'simcrl'. Did you mean 'simclr'"),
+    (lambda: ContrastiveCallback(3),                            TypeError,  'must be an Objective or its name: got int 3'),
+    (lambda: term(-.1),                                         ValueError, 'weight must be a number of 0 or more.*-0.1'),
+    (lambda: term(float('nan')),                                ValueError, 'weight must be'),
+    (lambda: term('1'),                                         ValueError, "weight must be.*'1'"),
+    (lambda: term(views=3),                                     TypeError,  'views must be callable.*int'),
+    (lambda: SimCLR(temp=0),                                    ValueError, 'temp must be above 0: got 0'),
+    (lambda: make_learn([term(), term()]),                      ValueError, "a callback called 'simclr' already: pass name="),
+    (lambda: make_learn(term(), model=Net()),                   ValueError, 'cannot find the encoder.*trunk, fc'),
+    (lambda: make_learn(term(encoder=lambda m: nn.Linear(1,1))), ValueError, 'is no part of Sequential'),
+    (lambda: finetune_learner(make_dls(labelled=False), body()), ValueError, 'needs labelled DataLoaders'),
+    (lambda: fit(make_learn(term(objective=Objective()))),      NotImplementedError, 'Objective has no loss'),
+    (lambda: fit(make_learn(term(objective=built(nf=99)))),     ValueError, 'built for an encoder of width 99, this one has 12'),
+])
+def test_bad_input_is_named(f, e, msg):
+    with pytest.raises(e, match=msg): f()
+
+class Net(Module):
+    def __init__(self): self.trunk,self.fc = plain_body(),nn.Linear(12,4)
+    def forward(self, x): return self.fc(self.trunk(x).mean((2,3)))
+
+def test_encoder_can_be_picked():
+    cb = term(encoder=lambda m: m.trunk, objective=built())
+    learn = make_learn(cb, model=Net())
+    was = head_ws(cb)
+    fit(learn)
+    assert not torch.equal(was, head_ws(cb))
+
+def test_a_refused_callback_leaves_the_learner_usable():
+    learn = make_learn(first:=term())
+    with pytest.raises(ValueError): learn.add_cb(term())
+    fit(learn)
+    assert learn.simclr is first and len(learn._grab_cbs(ContrastiveCallback))==1
+
+# Fine-tuning
+
+def test_finetune_learner_is_plain_fastai():
+    dls = make_dls(after_batch=[Normalize.from_stats(*imagenet_stats, cuda=False)])
+    enc = create_encoder(body())
+    set_seed(0)
+    learn = finetune_learner(dls, enc, n_out=4, loss_func=CrossEntropyLossFlat())
+    assert learn.model[0] is enc and type(learn) is Learner and type(learn.model) is nn.Sequential
+    learn.create_opt()
+    assert [len(g) for g in learn.opt.param_lists]==[6,2]
+    fit(learn, 8, 'fine_tune', 2e-2)
+    assert learn.recorder.values[-1][2]>.5
+
+def test_finetuning_warns_of_another_normalisation():
+    enc = create_encoder(body())
+    enc.stats = dict(mean=[.1,.1,.1], std=[1.,1.,1.])
+    dls = make_dls(after_batch=[Normalize.from_stats(*imagenet_stats, cuda=False)])
+    with pytest.warns(UserWarning, match='normalised'): finetune_learner(dls, enc, n_out=4, loss_func=CrossEntropyLossFlat())

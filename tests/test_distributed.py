@@ -1,0 +1,107 @@
+"Two gloo processes against one"
+import pytest, torch.distributed as dist, torch.multiprocessing as mp
+from utils import *
+from fastai.distributed import DistributedDL, DistributedTrainer
+from fastai_contrastive.distributed import *
+from fastai_contrastive.losses import nt_xent
+
+class Joined(Objective):
+    "Negatives from both processes; no batch norm, whose statistics would be each process's own"
+    def build(self, nf):
+        with torch.random.fork_rng(): torch.manual_seed(5); self.projector = nn.Linear(nf, 6)
+    def loss(self, z, t, y): return nt_xent(*map(gather, z), temp=.3)
+
+class Local(Joined):
+    "Each process's own negatives"
+    def loss(self, z, t, y): return nt_xent(*z, temp=.3)
+
+class Seen(Callback):
+    "Loss of each step"
+    order = 40
+    def before_fit(self): self.got = []
+    def after_loss(self):
+        if self.training: self.got.append(self.learn.loss_grad.item())
+
+def run(obj, dls, epochs=1, alone=False, model=None, cbs=None):
+    "Weights and losses of a few steps of SGD from the same start"
+    set_seed(7)
+    model = model or pooled(plain_body())
+    if alone: learn = contrastive_learner(dls, model[0], obj, views=two_views, opt_func=SGD)
+    else: learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=term(.5, objective=obj), opt_func=SGD)
+    cb = next(o for o in learn.cbs if isinstance(o, ContrastiveCallback))
+    kind = type(learn.model)
+    with quietly(learn): learn.fit(epochs, .2, cbs=[seen:=Seen(), *L(cbs)])
+    assert type(learn.model) is kind and opt_ids(learn.opt)==[[id(p) for p in learn.model.parameters()]]
+    return dict(model=torch.cat([p.detach().flatten() for p in learn.model.parameters()]), heads=head_ws(cb), losses=seen.got, sd=cb.state_dict())
+
+def _broadcast(self, t, rank):
+    t = torch.LongTensor(t)
+    dist.broadcast(t, rank)
+    return t.tolist()
+
+def _worker(n, path):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(n), LOCAL_RANK=str(n), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', ACCELERATE_USE_CPU='true')
+    dist.init_process_group('gloo', init_method=f'file://{path}/store', rank=n, world_size=2)
+    # fastai sends the indices by way of a GPU
+    DistributedDL._broadcast = _broadcast
+    def _ddp(*args, **kwargs): return run(*args, cbs=DistributedTrainer(sync_bn=False, cpu=True), **kwargs)
+    res = dict(joined=_ddp(Joined(), make_dls(n=16, bs=8), 4), alone=_ddp(Joined(), make_dls(n=16, bs=8), 4, alone=True), local=_ddp(Local(), make_dls(n=16, bs=8)))
+    # Batch norm, and heads that each process would draw differently
+    model = pooled()
+    for p in model.parameters(): dist.broadcast(p.data, 0)
+    class Drawn(SimCLR):
+        def build(self, nf): torch.manual_seed(n); super().build(nf)
+    res['drawn'] = _ddp(Drawn(dim=8), make_dls(n=48, bs=8), 2, model=model)
+    x = torch.arange(6.).view(3,2) if n==0 else torch.arange(6., 10.).view(2,2)
+    g = gather(x.requires_grad_())
+    (g*torch.arange(10.).view(5,2)*(n+1)).sum().backward()
+    res['gather'],res['grad'],res['mean'],res['who'] = g.detach(),x.grad,all_mean(tensor([float(n), 4.])),(is_dist(), world(), rank())
+    torch.save(res, f'{path}/{n}.pt')
+    dist.destroy_process_group()
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    "What each of two processes got"
+    p = tmp_path_factory.mktemp('dist')
+    mp.spawn(_worker, (str(p),), nprocs=2)
+    return [torch.load(p/f'{i}.pt', weights_only=False) for i in range(2)]
+
+def test_gather(two):
+    assert [o['who'] for o in two]==[(True,2,0),(True,2,1)]
+    for o in two:
+        assert torch.equal(o['gather'], torch.arange(10.).view(5,2))
+        assert torch.equal(o['mean'], tensor([.5,4.]))
+    # Each process's use of a row sends gradient back to it: once plus twice
+    assert torch.equal(torch.cat([o['grad'] for o in two]), 3*torch.arange(10.).view(5,2))
+
+@pytest.mark.parametrize('what', ['joined','alone','local','drawn'])
+def test_same_weights_on_both(two, what):
+    a,b = (o[what] for o in two)
+    assert torch.allclose(a['model'], b['model'], atol=1e-7) and torch.allclose(a['heads'], b['heads'], atol=1e-7)
+
+@pytest.mark.parametrize('alone', [False,True])
+def test_gathered_negatives_are_one_process_with_the_joined_batch(two, alone):
+    one = run(Joined(), make_dls(n=16, bs=16), 4, alone=alone)
+    a,b = (o['alone' if alone else 'joined'] for o in two)
+    # The task's loss is each half's own, the term is the joined batch's on both
+    assert np.allclose([(i+j)/2 for i,j in zip(a['losses'], b['losses'])], one['losses'], atol=1e-5)
+    if alone: assert np.allclose(a['losses'], b['losses'], atol=1e-6)
+    assert len(one['losses'])==4 and one['losses'][-1]<one['losses'][0]
+    assert torch.allclose(a['model'], one['model'], atol=1e-5) and torch.allclose(a['heads'], one['heads'], atol=1e-5)
+
+def test_gradient_is_the_mean_of_single_processes(two):
+    "After one step of SGD weights are linear in the gradient"
+    halves = [make_dls(n=16, bs=8) for _ in range(2)]
+    for i,dls in enumerate(halves): dls.loaders[0] = [list(dls.train)[i]]
+    one = [run(Local(), dls) for dls in halves]
+    assert not torch.allclose(one[0]['model'], one[1]['model'], atol=1e-4)
+    for k in ('model','heads'): assert torch.allclose(two[0]['local'][k], (one[0][k]+one[1][k])/2, atol=1e-6)
+    assert np.allclose([o['local']['losses'][0] for o in two], [o['losses'][0] for o in one], atol=1e-6)
+
+def test_state_is_not_gathered(two):
+    "Each process can save and load alone"
+    sd = two[1]['drawn']['sd']
+    cb = term(objective=SimCLR(dim=8))
+    cb.load_state_dict(sd)
+    assert torch.equal(head_ws(cb), two[1]['drawn']['heads'])

@@ -1,0 +1,41 @@
+"Every notebook runs from top to bottom, each in a process of its own"
+import os, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+nbs = Path(__file__).resolve().parents[1]/'nbs'
+notebooks = sorted(o.relative_to(nbs) for o in nbs.rglob('*.ipynb') if not any(p[0] in '_.' for p in o.relative_to(nbs).parts))
+
+def run_nb(nb): # Cells marked `eval: false` are nbdev's to leave out
+    env = {**os.environ, 'OMP_NUM_THREADS':os.environ.get('OMP_NUM_THREADS', '2')}
+    return subprocess.run([Path(sys.executable).with_name('nbdev-test'), nb, '--n-workers', '0'], cwd=nbs.parent, env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+
+wang = Path('tutorials/imagewang.ipynb')
+
+@pytest.mark.parametrize('nb', [o for o in notebooks if o!=wang], ids=lambda o: o.with_suffix('').as_posix())
+def test_notebook(nb):
+    r = run_nb(nbs/nb)
+    if r.returncode: pytest.fail(r.stdout, pytrace=False)
+    assert 'Success.' in r.stdout, f'{nb} was not run: {r.stdout}'
+
+def test_imagewang_tutorial(tmp_path):
+    "The whole job on drawn images: the tutorial with one path changed"
+    from fastai_contrastive.data import synth_images
+    images = synth_images(tmp_path/'images', n_train=25, n_unsup=300, n_valid=10, size=64)
+    src,line = (nbs/wang).read_text(encoding='utf-8'),'path = untar_data(URLs.IMAGEWANG_160)'
+    assert src.count(line)==1, f'{wang} should get its path by one line: {line}'
+    (tmp_path/'pyproject.toml').write_text('[project]\nname = "tutorial"\n[tool.nbdev]\n')
+    nb = tmp_path/wang.name
+    nb.write_text(src.replace(line, f"path = Path('{images}')"), encoding='utf-8')
+    r = run_nb(nb)
+    assert not r.returncode and 'Success.' in r.stdout, r.stdout
+
+def test_failure_is_seen(tmp_path):
+    "A notebook whose assertion fails is reported, with its traceback"
+    import nbformat
+    from nbformat.v4 import new_notebook, new_code_cell
+    nbformat.write(new_notebook(cells=[new_code_cell("assert 'sun'=='rain'")]), tmp_path/'bad.ipynb')
+    r = run_nb(tmp_path/'bad.ipynb')
+    assert r.returncode and 'AssertionError' in r.stdout and "'sun'=='rain'" in r.stdout
