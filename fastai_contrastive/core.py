@@ -24,6 +24,7 @@ _all_ = ['Encoder', 'create_encoder', 'save_encoder', 'load_encoder']
 class Objective(Module):
     "A contrastive term: its heads (`build`) and its loss. Subclasses override these two, or `forward` if they see images differently"
     registry = {}
+    name = 'objective' # A subclass is called by its own name, in lower case
     min_bs = 2 # Smallest batch that makes sense
     needs_labels = False # Does `loss` need `y`?
 

@@ -102,6 +102,6 @@ def test_gradient_is_the_mean_of_single_processes(two):
 def test_state_is_not_gathered(two):
     "Each process can save and load alone"
     sd = two[1]['drawn']['sd']
-    cb = term(objective=SimCLR(dim=8))
+    cb = term(objective=SimCLR(dim=8), name='drawn')
     cb.load_state_dict(sd)
     assert torch.equal(head_ws(cb), two[1]['drawn']['heads'])
