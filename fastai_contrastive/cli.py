@@ -42,10 +42,10 @@ def error_line(
     return head + (f" ({'; '.join(o.lstrip('- ') for o in more[:2])}{'; ...' if len(more)>2 else ''})" if more else '')
 
 def command(f):
-    "A command: called by its script, it turns a user's mistake into one line and status 2; called from Python it is `f`"
+    "`call_parse` for a command whose script turns a user's mistake into one line and status 2; called from Python it is `f`"
     @wraps(f)
     def _f(*args, **kwargs):
-        if not is_cli() or os.environ.get('CONTRASTIVE_TRACEBACK'): return f(*args, **kwargs)
+        if not is_cli(cmd) or os.environ.get('CONTRASTIVE_TRACEBACK'): return f(*args, **kwargs)
         prog = Path(sys.argv[0]).name
         try: return f(*args, **kwargs)
         except (ValueError, TypeError, OSError, ImportError) as e: line,status = f'{prog}: error: {error_line(e)}',2
@@ -53,7 +53,8 @@ def command(f):
         print(line, file=sys.stderr)
         raise SystemExit(status)
     _f.__doc__ = f'{f.__doc__} With CONTRASTIVE_TRACEBACK=1 in the environment an error shows its traceback.'
-    return _f
+    cmd = call_parse(_f)
+    return cmd
 
 # %% ../nbs/72_cli.ipynb #b4a0ccda
 def is_terminal()->bool: return sys.stdout.isatty()
@@ -112,7 +113,6 @@ def _names(registry): return ', '.join(sorted(registry))
 _data = Annotated[str, 'imagenette, imagewoof, imagewang (fetched if need be), synth (drawn), or a folder with train/ and val/, perhaps unsup/']
 def _kv(what): return Annotated[settings, f'Settings of the {what}: key=value,key=value']
 
-@call_parse
 @command
 def pretrain(
     data:_data='imagewang',
@@ -160,7 +160,6 @@ def _check_arch(encoder, arch):
 def _say(row, out, **shares):
     print(', '.join(f'{k} {100*v:.2f}%' for k,v in shares.items())+f" ({row['seconds']} s)\nrow: {out}")
 
-@call_parse
 @command
 def finetune(
     encoder:_encoder, # Weights file that contrastive-pretrain wrote, or an arch to start from scratch
@@ -185,7 +184,6 @@ def finetune(
     _say(row, out, accuracy=row['accuracy'])
     return row
 
-@call_parse
 @command
 def evaluate(
     encoder:_encoder, # Weights file that contrastive-pretrain wrote
@@ -208,7 +206,6 @@ def evaluate(
 # %% ../nbs/72_cli.ipynb #c6cceba0
 _bench_cols = ('limit','learner','ratio','waiting')
 
-@call_parse
 @command
 def bench(
     cases:str=','.join(bench_cases), # An objective alone, or after a task or labels and a +; separated by commas
@@ -267,7 +264,6 @@ def _demo_table(rows):
     lines = [f"{'':20}  kNN accuracy (%)  fine-tuned accuracy (%)"]
     return '\n'.join(lines+[f"{o['row']:20}  {100*o['knn']:16.1f}  {100*o['accuracy']:23.1f}" for o in rows])
 
-@call_parse
 @command
 def demo(
     out:str='contrastive-demo', # Folder for images, weights, table and pictures
