@@ -90,7 +90,7 @@ def main(
     n_images:int=15000, # Images of train/ and unsup/ that pretraining sees; 0 for all 22,419
     lr:float=4e-3, # Of pretraining
     weight:float=1., # Of the contrastive term beside a task
-    ft_epochs:int=2, # Of the board's fine-tuning
+    ft_epochs:int=5, # Of the board's fine-tuning
     ft10_epochs:int=8, # Of fine-tuning on 10% of Imagenette's labels
     ft_lr:float=4e-3, # Of both
     short_side:int=80, # Resize the files once to this shorter side; 0 for not
