@@ -12,7 +12,7 @@ __all__ = ['Encoder', 'arch_names', 'nearest', 'create_encoder', 'unwrap_model',
 import difflib, inspect, json, os
 from contextlib import contextmanager
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import torch as safetensors_torch
 from fastai.vision.all import *
 from fastai.vision import models as fastai_models
 
@@ -232,7 +232,7 @@ def save_encoder(
     path = Path(path)
     path = check_writable(path if path.suffix else path.with_suffix('.safetensors'))
     ws = {k:v.detach().cpu().contiguous().clone() for k,v in enc.body.state_dict().items()}
-    with replacing(path) as tmp: save_file(ws, tmp, metadata={_key:json.dumps(meta)})
+    with replacing(path) as tmp: tmp.write_bytes(safetensors_torch.save(ws, {_key:json.dumps(meta)})) # save_file would let the owner alone read it
     return path
 
 # %% ../nbs/08_encoder.ipynb #3aa66dc7

@@ -193,10 +193,16 @@ def test_a_read_only_folder(tmp_path):
 @pytest.mark.parametrize('e', [RuntimeError,KeyboardInterrupt])
 def test_a_crash_while_writing_leaves_the_old_file(file, monkeypatch, e):
     was = file.read_bytes()
-    def _half(ws, fn, metadata): Path(fn).write_bytes(b'half'); raise e
-    monkeypatch.setattr(encoder, 'save_file', _half)
-    with pytest.raises(e): save_encoder(tiny_xr(), file)
+    def _half(self, data): self.write_text('half'); raise e
+    with monkeypatch.context() as m:
+        m.setattr(Path, 'write_bytes', _half)
+        with pytest.raises(e): save_encoder(tiny_xr(), file)
     assert file.read_bytes()==was and [o.name for o in file.parent.iterdir()]==[file.name]
+
+def test_weights_can_be_read_by_whom_other_files_can(file):
+    other = file.with_name('other')
+    other.touch()
+    assert file.stat().st_mode==other.stat().st_mode
 
 def test_a_whole_xresnet_is_no_body_and_head():
     "It is an `nn.Sequential` whose first child is a stem: taking that for the encoder would be a silent mistake"
