@@ -142,6 +142,8 @@ def _set_up(self:ContrastiveCallback):
     enc = get_encoder(self.learn.model, self.encoder)
     self._enc = enc if isinstance(enc, Encoder) else Encoder(enc, n_in=_n_in(enc))
     self.objective.fits(self._enc)
+    bs = getattr(ifnone(self.dl, self.learn.dls.train), 'bs', None)
+    if bs and bs<self.objective.min_bs: raise ValueError(f'{self.name} needs batches of {self.objective.min_bs} images or more: got bs={bs}')
     if self.views is None: self.views = self.objective.views()
     if hasattr(self.views, 'setup'): self.views.setup(ifnone(self.dl, self.learn.dls))
 

@@ -1,0 +1,256 @@
+"What every objective has to do, over the registry: a new one gets these tests for nothing"
+import inspect, pytest, torch.distributed as dist, torch.multiprocessing as mp
+from utils import *
+from fastai_contrastive.objective import *
+from fastai_contrastive.objectives import *
+from fastai_contrastive.pretext.core import *
+from fastai_contrastive.pretext.rotation import *
+from fastai_contrastive.views import *
+
+names = sorted(k for k,v in Objective.registry.items() if v.__module__.startswith('fastai_contrastive.'))
+each = pytest.mark.parametrize('name', names)
+# Settings by these names are made small; a method with others has defaults that fit a small network
+small = dict(dim=6, hidden=12, pred_hidden=6, bottleneck=6, queue_size=20, n_prototypes=7)
+size = 32
+
+def make(name, **kwargs):
+    "A small objective of that name"
+    cls = Objective.registry[name]
+    return cls(**{k:v for k,v in {**small, **kwargs}.items() if k in inspect.signature(cls.__init__).parameters})
+
+class Scale(nn.Module):
+    def __init__(self, by): super().__init__(); self.by = by
+    def forward(self, x): return x*self.by
+
+def conv_body(scale=1., bn=False):
+    norm = (lambda c: [nn.BatchNorm2d(c)]) if bn else (lambda c: [])
+    layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), *norm(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, padding=1), *norm(8), nn.ReLU(),
+              nn.Conv2d(8, 12, 3, stride=2, padding=1), *norm(12), nn.LeakyReLU(), Scale(scale)]
+    for o in layers:
+        if isinstance(o, nn.Conv2d): nn.init.kaiming_normal_(o.weight), nn.init.zeros_(o.bias)
+    return nn.Sequential(*layers)
+
+def conv(obj, scale=1., bn=False, seed=0):
+    torch.manual_seed(seed)
+    return obj.prepare(create_encoder(conv_body(scale, bn)))
+
+def vit(obj, seed=0):
+    pytest.importorskip('timm')
+    torch.manual_seed(seed)
+    return obj.prepare(create_encoder('test_vit', patch_size=8, depth=2))
+
+def batch(n=8, seed=0): return images(n, size, seed)
+
+def views_of(obj, x, seed=0):
+    torch.manual_seed(seed)
+    return obj.views()(x)
+
+def ready(name, enc=None, seed=0, **kwargs):
+    "An objective with its heads, in training mode, past the epochs in which heads stand still; and its encoder"
+    obj = make(name, **kwargs)
+    enc = ifnone(enc, conv)(obj)
+    torch.manual_seed(seed+1)
+    obj.n_items = 64
+    obj.set_up(enc).train()
+    enc.train()
+    obj.epoch,obj.pct_train = 5,.5
+    return obj,enc
+
+def term_of(obj, enc, n=8, seed=0):
+    x,y = batch(n, seed)
+    obj.ids = torch.arange(n)+8*seed if obj.needs_ids else None
+    views = views_of(obj, x, seed)
+    torch.manual_seed(seed)
+    return obj(enc, views, y if obj.needs_labels else None)
+
+def grads(m): return {k:p.grad for k,p in m.named_parameters() if p.requires_grad}
+
+# Numbers
+
+@each
+@pytest.mark.parametrize('scale', [1e-4,1.,1e4])
+@pytest.mark.parametrize('dtype', [None,torch.bfloat16,torch.float16])
+def test_finite(name, scale, dtype):
+    if dtype is torch.float16 and scale>1: pytest.skip('the encoder itself leaves the range of float16')
+    obj,enc = ready(name, partial(conv, scale=scale))
+    with torch.autocast('cpu', dtype=dtype or torch.bfloat16, enabled=dtype is not None): c = term_of(obj, enc)
+    assert c.shape==() and c.dtype==torch.float32 and torch.isfinite(c)
+    c.backward()
+    assert all(torch.isfinite(p.grad).all() for m in (obj,enc) for p in m.parameters() if p.grad is not None)
+
+@each
+def test_collapsed_is_finite(name):
+    "The same image everywhere, and an encoder that answers zero"
+    obj,enc = ready(name, partial(conv, scale=0.))
+    x = batch()[0][:1].expand(8,-1,-1,-1)
+    obj.ids = torch.arange(8)
+    c = obj(enc, views_of(obj, x), batch()[1] if obj.needs_labels else None)
+    c.backward()
+    assert torch.isfinite(c) and all(torch.isfinite(p.grad).all() for m in (obj,enc) for p in m.parameters() if p.grad is not None)
+
+# Gradients
+
+@each
+@pytest.mark.parametrize('enc', [conv,vit])
+def test_gradient_reaches_all_but_the_teacher(name, enc):
+    obj = make(name)
+    try: obj,enc = ready(name, enc)
+    except ValueError as e:
+        assert name in str(e) and 'encoder' in str(e), 'an encoder that it cannot use should be refused by name'
+        return pytest.skip(str(e))
+    term_of(obj, enc).backward()
+    lost = [k for m in (obj,enc) for k,g in grads(m).items() if (g is None or not g.abs().sum()>0) and not _norm_head(k)]
+    assert not lost, f'no gradient reaches {lost}'
+    if obj.teacher: assert obj.ema is not None and all(p.grad is None and not p.requires_grad for p in obj.ema.parameters())
+
+# An encoder's classifier-side norm may be unused by an objective that looks at maps; a ViT's registers and class token too
+def _norm_head(k): return any(o in k for o in ('fc_norm','cls_token','reg_token'))
+
+@each
+def test_teacher_follows(name):
+    obj,enc = ready(name)
+    if not obj.teacher: return pytest.skip('no teacher')
+    was,student = ws(obj.ema).clone(),[p for p in enc.parameters()]
+    term_of(obj, enc)
+    assert torch.equal(torch.cat([p.flatten() for p in obj.ema.encoder.parameters()]), torch.cat([p.detach().flatten() for p in student])), 'the forward pass moved it'
+    with torch.no_grad(): student[0] += 1
+    obj.pct_train = 0.
+    obj.after_step(enc)
+    first = next(obj.ema.encoder.parameters())
+    assert torch.allclose(first, student[0]-obj.momentum, atol=1e-6)
+
+# State
+
+def steps(obj, enc, opt, ns):
+    for i in ns:
+        obj.pct_train = i/5
+        term_of(obj, enc, seed=i).backward()
+        opt.step()
+        opt.zero_grad()
+        obj.after_step(enc)
+
+def sgd(obj, enc): return torch.optim.SGD([p for m in (enc,obj) for p in m.parameters() if p.requires_grad], lr=.05)
+
+@each
+def test_state_round_trip(name):
+    "Three steps, save, load into a new one, two more: five in a row"
+    obj,enc = ready(name)
+    steps(obj, enc, sgd(obj, enc), range(5))
+    a,e = ready(name)
+    steps(a, e, sgd(a, e), range(3))
+    b,f = ready(name, seed=9)
+    f.load_state_dict(e.state_dict())
+    b.load_state_dict(deepcopy(a.state_dict()))
+    steps(b, f, sgd(b, f), range(3,5))
+    assert torch.allclose(ws(enc), ws(f), atol=1e-6)
+    assert torch.allclose(ws(obj), ws(b), atol=1e-6)
+
+@each
+def test_state_through_the_callback(name):
+    "A new callback in a new learner gives the same term as the one that was saved"
+    def _learn(cb, seed):
+        set_seed(seed)
+        o = cb.objective
+        return contrastive_learner(make_dls(n=16, size=size), conv_body(), o, opt_func=SGD)
+    learn = fit(_learn(ContrastiveCallback(make(name)), 1))
+    cb = learn._grab_cbs(ContrastiveCallback)[0]
+    other = _learn(ContrastiveCallback(make(name)), 2)
+    cb2 = other._grab_cbs(ContrastiveCallback)[0]
+    cb2.load_state_dict(cb.state_dict())
+    other.model.load_state_dict(learn.model.state_dict())
+    vals = [term_after_a_fit(o) for o in (learn,other)]
+    assert vals[0]==vals[1]
+    assert torch.equal(ws(cb.objective), ws(cb2.objective))
+
+def term_after_a_fit(learn):
+    "Values of a fit that changes nothing"
+    fit(learn, 1, 'fit', 0.)
+    return [float(o) for o in learn.recorder.losses]
+
+# Batches
+
+@each
+def test_odd_batches(name):
+    "A last batch that is smaller, and one of a single image, which is passed over"
+    n = make(name).min_bs
+    for extra in (3,1):
+        learn = contrastive_learner(make_dls(n=2*max(8,n)+extra, bs=max(8,n), size=size), conv_body(), make(name))
+        fit(learn)
+        assert np.isfinite(learn.recorder.values[-1][0])
+
+@each
+def test_batches_too_small(name):
+    obj = make(name)
+    with pytest.raises(ValueError, match=f'{name} needs batches of'): fit(contrastive_learner(make_dls(bs=obj.min_bs-1, size=size), conv_body(), obj))
+
+# In a learner
+
+@each
+def test_second_fit_and_lr_find(name):
+    learn = contrastive_learner(make_dls(n=16, size=size), conv_body(bn=True), make(name))
+    cb = learn._grab_cbs(ContrastiveCallback)[0]
+    with quietly(learn): learn.lr_find(num_it=4, show_plot=False, suggest_funcs=())
+    fit(learn)
+    was,model = ws(cb.objective).clone(),ws(learn.model).clone()
+    with quietly(learn): learn.lr_find(num_it=4, show_plot=False, suggest_funcs=())
+    assert torch.equal(was, ws(cb.objective)) and torch.equal(model, ws(learn.model))
+    fit(learn)
+    assert not torch.equal(was, ws(cb.objective)) or not list(cb.objective.state_dict())
+    assert np.isfinite(learn.recorder.values[-1][0])
+
+@each
+def test_without_labels(name):
+    learn = contrastive_learner(make_dls(labelled=False, size=size), conv_body(), make(name))
+    if make(name).needs_labels:
+        with pytest.raises(ValueError, match=f'{name} needs labels'): fit(learn)
+    else: assert np.isfinite(fit(learn).recorder.values[-1][0])
+
+@each
+@pytest.mark.parametrize('beside', ['labels','task'])
+def test_beside(name, beside):
+    obj = make(name)
+    enc,cb = conv(obj, bn=True),ContrastiveCallback(obj)
+    dls = make_dls(n=16, size=size)
+    learn = finetune_learner(dls, enc, n_out=4, loss_func=CrossEntropyLossFlat(), cbs=cb) if beside=='labels' else pretext_learner(dls, enc, Rotation(), cbs=cb)
+    fit(learn)
+    assert learn.recorder.metric_names[-2]==name and np.isfinite(learn.recorder.values[-1][-1]) and cb.heads is not None
+    assert isinstance(learn.loss_func, TermOnly) is False and not cb.loan._out
+    if cb.heads: assert any(p in cb.loan.state for p in cb.heads)
+
+# Two processes
+
+def _half(obj, n, i):
+    x,y = batch(n)
+    views = [v[i] for v in views_of(obj, x)]
+    obj.ids = torch.arange(n)[i] if obj.needs_ids else None
+    return views,y[i] if obj.needs_labels else None
+
+def _grads(name, i, n=16):
+    obj,enc = ready(name)
+    views,y = _half(obj, n, i)
+    torch.manual_seed(3)
+    c = obj(enc, views, y)
+    c.backward()
+    gs = {f'{k}.{n}':g for k,m in (('obj',obj),('enc',enc)) for n,g in grads(m).items()}
+    return dict(loss=c.detach(), grads=gs, state={k:v.clone() for k,v in obj.state_dict().items()})
+
+def _worker(rank, path):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{path}/store', rank=rank, world_size=2)
+    torch.save({k:_grads(k, slice(8*rank, 8*rank+8)) for k in names}, f'{path}/{rank}.pt')
+    dist.destroy_process_group()
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    p = tmp_path_factory.mktemp('dist')
+    mp.spawn(_worker, (str(p),), nprocs=2)
+    return [torch.load(p/f'{i}.pt') for i in range(2)]
+
+@each
+def test_two_processes_are_one_with_the_joined_batch(two, name):
+    one,(a,b) = _grads(name, slice(None)),(o[name] for o in two)
+    assert torch.allclose((a['loss']+b['loss'])/2, one['loss'], atol=1e-5)
+    for k,g in one['grads'].items():
+        mean = None if g is None else (a['grads'][k]+b['grads'][k])/2
+        assert mean is None or torch.allclose(mean, g, rtol=1e-4, atol=1e-5*max(1., g.abs().max().item())), k
+    for k,v in one['state'].items(): assert torch.allclose(a['state'][k].float(), v.float(), atol=1e-5) and torch.equal(a['state'][k], b['state'][k]), k
