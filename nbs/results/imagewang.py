@@ -4,7 +4,7 @@ Every row has the same pretraining images, steps and fine-tuning; only the loss 
 `--out`, so the script can be stopped and started again, and several copies can share the work:
 
     python nbs/results/imagewang.py                       # the size that two CPU cores can do
-    python nbs/results/imagewang.py --size 128 --bs 256 --arch xresnet34 --arch_args '{}' --n_images 0 --epochs 100 --ft_epochs 5 --ft10_epochs 40 --short_side 0 --seeds 5 --out nbs/results/imagewang-128px   # on a GPU
+    python nbs/results/imagewang.py --size 128 --bs 256 --arch xresnet34 --arch-args '{}' --n-images 0 --epochs 100 --ft-epochs 5 --ft10-epochs 40 --short-side 0 --seeds 5 --out nbs/results/imagewang-128px   # on a GPU
     python nbs/results/imagewang.py --table               # the table of what is there
 """
 import os, time
