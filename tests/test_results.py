@@ -5,7 +5,7 @@ import pytest
 
 root = Path(__file__).resolve().parents[1]
 results = root/'nbs/results'
-runs = sorted(o for o in results.iterdir() if o.is_dir())
+runs = sorted(o for o in results.glob('imagewang-*') if o.is_dir())
 
 def script():
     spec = importlib.util.spec_from_file_location('imagewang_results', results/'imagewang.py')
