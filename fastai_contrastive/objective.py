@@ -12,6 +12,7 @@ from fastai.vision.all import *
 from .memory import *
 from .views import *
 from .encoder import *
+from .encoder import _dry_pass
 
 # %% ../nbs/09_objective.ipynb #9d538f2e
 class Objective(Module):
@@ -21,6 +22,7 @@ class Objective(Module):
     min_bs = 2 # Smallest batch that makes sense
     min_views = 2 # Fewest views that it can work with
     needs_labels = False # Does `loss` need `y`?
+    needs_maps = False # Does it look at the encoder's maps? An encoder that gives pooled features only is refused
     needs_ids = False # Does it need to know which images these are? Then `ids`, and `n_items` before `build`, are set
     teacher = False # Does it want a momentum teacher?
     student_views,teacher_views = slice(None),slice(None) # Which of the views pass through which
@@ -48,6 +50,9 @@ class Objective(Module):
         encoder:Encoder, # The encoder that is going to be trained
     ):
         "Raise `ValueError` if this objective cannot work with `encoder`."
+        if not self.needs_maps: return
+        try: _dry_pass(encoder.maps, encoder.body, encoder.n_in)
+        except ValueError as e: raise ValueError(f'{self.name} needs maps, and this encoder has none ({e.__cause__})') from e
 
     def views(self,
         size:int|None=None, # Pixels; the batch's own if None
