@@ -8,7 +8,7 @@ Docs: https://fastai-contrastive.github.io/fastai_contrastive/views.html.md"""
 __all__ = ['rand_boxes', 'resample_mat', 'blur_mat', 'colour_mats', 'Views', 'simclr_views', 'weak_views', 'show_views']
 
 # %% ../nbs/04_views.ipynb #0d487bef
-import math
+import inspect, math
 from contextlib import nullcontext
 from functools import lru_cache
 from types import SimpleNamespace
@@ -277,6 +277,14 @@ def weak_views(
     "Mild crops and mirroring, no colours and no blur."
     off = {k:0. for k in ('brightness','contrast','saturation','hue','p_jitter','p_grey','p_blur')}
     return Views(**{**off, 'size':size, 'scale':(.6,1.), **kwargs})
+
+# %% ../nbs/04_views.ipynb #6545ff8e
+@patch
+def but(self:Views,
+    **kwargs # Any of the settings
+)->Views: # New views of the same kind
+    "The same views with other settings; raises `TypeError` for one that they do not have."
+    return type(self)(**{**{k:getattr(self, k) for k in inspect.signature(type(self)).parameters}, **kwargs})
 
 # %% ../nbs/04_views.ipynb #593e227d
 def show_views(
