@@ -1,0 +1,183 @@
+"""Every objective alone, in one setting: does it learn, what does it cost?
+
+Each (objective, seed) is a job in a process of its own that writes one JSON file into `--out`, so the script can be stopped and started again, and several
+copies can share the work:
+
+    python nbs/results/objectives.py                      # Imagenette at 64 pixels, the size that two CPU cores can do
+    python nbs/results/objectives.py --data synth --size 32 --epochs 8 --seeds 3 --out nbs/results/objectives-drawn-32px   # the drawn images
+    python nbs/results/objectives.py --size 128 --bs 256 --arch resnet18 --arch-args '{}' --epochs 100 --seeds 3 --short-side 0 --num-workers 12 --out nbs/results/objectives-128px   # on a GPU
+    python nbs/results/objectives.py --cost               # seconds, passes and memory of a step, one objective after another on a quiet machine
+    python nbs/results/objectives.py --table              # the table of what is there
+
+`untrained` is the encoder as it begins. `lightly-simclr` is the reference: SimCLR with lightly 1.6's transform, head and loss, the same images, encoder, optimizer, schedule, steps and
+evaluation (`pip install 'lightly>=1.6,<1.7'`). Objectives that need labels get those of the training images, all of them: their rows are no comparison with the others.
+"""
+import resource, subprocess, sys, tempfile, time
+from fastcore.script import *
+from fastai.vision.all import *
+from fastai_contrastive.all import *
+from fastai_contrastive.recipes import provenance, write_row
+sys.path.insert(0, str(Path(__file__).parent))
+from imagewang import small, classes_of_val
+
+untrained,reference = 'untrained','lightly-simclr'
+def known(): return sorted(k for k,v in Objective.registry.items() if v.__module__.startswith('fastai_contrastive.'))
+def jobs(data): return [untrained, *known()] + [reference]*(data!='synth')
+
+# What a narrow encoder, batches of 64 and a few hundred steps need otherwise than the papers' defaults: chosen on the drawn images, with seed 0, never on the images of the table
+settings = {}
+
+def data(a):
+    "Dataloaders for pretraining and for evaluation"
+    path = small(a.data, a.short_side) if a.data!='synth' else synth_images(data_path('synth', a.size).parent/f'synth-objectives-{a.size}', n_train=60, n_unsup=1400, n_valid=40, size=a.size)
+    common = dict(size=a.size, bs=a.bs, num_workers=a.num_workers)
+    return unlabeled_dls(path, folders=[o for o in ('train','unsup') if (path/o).is_dir()], valid_pct=0, **common),labelled_dls(path, **common)
+
+class Pair(Module):
+    "Two views through one encoder and lightly's head"
+    def __init__(self, encoder, head): self.encoder,self.head = encoder,head
+    def forward(self, a, b): return self.head(self.encoder(torch.cat([a,b]))).chunk(2)
+
+def lightly_learner(dls, enc, a):
+    "The reference: lightly's transform on the same files, its head, its loss"
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+    from lightly.transforms import SimCLRTransform
+    tfm,loss = SimCLRTransform(input_size=a.size),NTXentLoss(temperature=.2)
+    class Files:
+        def __init__(self, items): self.items = list(items)
+        def __len__(self): return len(self.items)
+        def __getitem__(self, i): return (*tfm(load_rgb(self.items[i])),0)
+    loader = lambda ds,**kw: DataLoader(Files(ds.items), bs=a.bs, num_workers=a.num_workers, device=dls.device, **kw)
+    pair = DataLoaders(loader(dls.train_ds, shuffle=True, drop_last=True), loader(dls.valid_ds), device=dls.device)
+    pair.n_inp = 2
+    return Learner(pair, Pair(enc, SimCLRProjectionHead(enc.nf, enc.nf, 128)), loss_func=lambda pred,y: loss(*pred), wd=a.wd)
+
+def make_learner(name, seed, a):
+    "Learner, encoder and the labelled dataloaders"
+    dls,labelled = data(a)
+    set_seed(seed)
+    enc = create_encoder(a.arch, **a.arch_args)
+    if name==reference: return lightly_learner(dls, enc, a),enc,labelled
+    if name==untrained: return None,enc,labelled
+    obj = Objective.registry[name](**settings.get(name, {}))
+    views = obj.views().but(**drawn_views) if a.data=='synth' else None
+    learn = contrastive_learner(labelled if obj.needs_labels else dls, enc, obj, views, wd=a.wd)
+    return learn,learn.model[0],labelled
+
+def spread(f): return F.normalize(f, dim=1).std(0).pow(2).sum().sqrt().item()
+
+def job(name, seed, a):
+    "One objective with one seed: the row"
+    learn,enc,labelled = make_learner(name, seed, a)
+    row = dict(objective=name, seed=seed, settings=settings.get(name, {}), **{k:getattr(a, k) for k in kept})
+    if learn:
+        with learn.no_bar(): learn.fit_one_cycle(a.epochs, a.lr, cbs=ChannelsLast())
+        row.update(images=len(learn.dls.train_ds), steps=learn.train_iter, labels=name in known() and term_of(learn).objective.needs_labels, losses=[round(float(o[0]),4) for o in learn.recorder.values])
+    fs = split_features(enc, labelled, classes_of_val(labelled), pbar=False)
+    return dict(**row, knn=round(knn_accuracy(fs),5), linear=round(linear_probe(fs, C=a.C).acc,5), spread=round(spread(fs.valid_x),4), **provenance())
+kept = 'data','size','bs','arch','arch_args','epochs','lr','wd','C','short_side'
+
+class Steps(Callback):
+    "When each step ended"
+    def before_fit(self): self.at = []
+    def after_batch(self):
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+        self.at.append(time.perf_counter())
+        if len(self.at)>a_few: raise CancelFitException()
+a_few = 12
+
+class Passes:
+    "Counts images through a module, a smaller view as its share of the pixels"
+    def __init__(self, m, a): self.n,self.per = 0,a.bs*3*a.size**2; m.register_forward_pre_hook(self)
+    def __call__(self, m, args): self.n += args[0].numel()/self.per
+
+def peak_mb(): return torch.cuda.max_memory_allocated()/2**20 if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+
+def cost(name, a):
+    "Seconds of a step (data, views, passes, loss, optimizer), memory that it takes, and how many images go through encoder and teacher for each image"
+    learn,enc,_ = make_learner(name, 0, a)
+    next(iter(learn.dls.train))
+    base,steps,counts = peak_mb(),Steps(),[Passes(enc.body, a)]
+    if name!=reference:
+        obj = term_of(learn).objective
+        obj.n_items = len(learn.dls.train_ds)
+        if hasattr(obj.set_up(enc), 'ema'): counts.append(Passes(obj.ema.encoder.body, a))
+        for o in counts: o.n = 0
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[steps, ChannelsLast()])
+    passes = [round(o.n/len(steps.at),2) for o in counts]
+    return dict(objective=name, settings=settings.get(name, {}), seconds_per_step=round(float(np.median(np.diff(steps.at))),4), mb=round(peak_mb()-base), student_passes=passes[0], teacher_passes=sum(passes[1:]),
+        **{k:getattr(a, k) for k in kept}, **provenance())
+
+def _cell(v): return f'{100*np.mean(v):.1f} ± {100*np.std(v, ddof=1):.1f}' if len(v)>1 else f'{100*v[0]:.1f}'
+
+def read_rows(out): return L(json.loads(o.read_text()) for o in sorted(Path(out).glob('*.json')) if o.name!='cost.json')
+def read_cost(out): return json.loads((Path(out)/'cost.json').read_text()) if (Path(out)/'cost.json').exists() else {}
+
+def table(out):
+    "A row an objective: mean ± standard deviation over the seeds, and what a step costs"
+    got,costs = read_rows(out),read_cost(out)
+    lines = ['| objective | seeds | kNN | linear | passes | seconds a step | memory, MB |', '| --- '*7+'|']
+    for name in [untrained, *known(), reference]:
+        rs,c = got.filter(lambda o: o['objective']==name),costs.get(name)
+        if not rs: continue
+        passes = c and f"{c['student_passes']:g}"+(f" + {c['teacher_passes']:g}" if c['teacher_passes'] else '')
+        title = f'`{name}`' if name in known() else name
+        lines.append(f"| {title}{' (labels)' if rs[0].get('labels') else ''} | {len(rs)} | {_cell(rs.attrgot('knn'))} | {_cell(rs.attrgot('linear'))} | "+(f"{passes} | {c['seconds_per_step']:.2f} | {c['mb']} |" if c else '| | |'))
+    return '\n'.join(lines)
+
+def call(*args): return subprocess.run([sys.executable, __file__, *sys.argv[1:], *args], check=False).returncode
+
+def run_costs(names, out):
+    "One after another, so that nothing else is measured"
+    with tempfile.TemporaryDirectory() as d:
+        for name in names:
+            if not call('--job', name, '--cost-file', f'{d}/{name}.json'): write_row({**read_cost(out), name:json.loads(Path(f'{d}/{name}.json').read_text())}, Path(out)/'cost.json')
+
+def run_jobs(names, seeds, out):
+    "What is missing, each in a process of its own"
+    for seed in range(seeds):
+        for name in names:
+            fn,busy = Path(out)/f'{name}-{seed}.json',Path(out)/f'.{name}-{seed}.busy'
+            if fn.exists() or busy.exists(): continue
+            busy.touch()
+            try: call('--job', f'{name}:{seed}')
+            finally: busy.unlink()
+
+@call_parse
+def main(
+    data:str='imagenette', # 'imagenette', 'synth', or another that `data_path` knows
+    size:int=64, # Pixels
+    bs:int=64, # Images a batch
+    arch:str='xresnet18', # Encoder
+    arch_args:str='{"widen": 0.25, "stem_szs": [16, 16, 64]}', # JSON, passed to the arch
+    epochs:int=2, # Of pretraining
+    lr:float=4e-3, # Highest learning rate
+    wd:float=1e-2, # Weight decay
+    C:float=1., # Of the linear probe, inverse strength of its regularisation: what cross-validation on the training images chooses for the untrained encoder
+    short_side:int=80, # Resize the files once to this shorter side; 0 for not
+    seeds:int=2, # 0, 1, ...
+    only:str='', # Objectives to run, separated by commas; all if empty
+    num_workers:int=0, # Loading processes
+    out:str='nbs/results/objectives-64px', # Where the rows go
+    job:str='', # `name:seed`, for the script's own use
+    cost_file:str='', # For the script's own use
+    cost:store_true=False, # Measure what a step costs
+    table:store_true=False, # Only print the table
+):
+    "Run what is missing of the comparison, and print its table."
+    a = SimpleNamespace(**{**locals(), 'arch_args':json.loads(arch_args)})
+    fs = globals()
+    if table: return print(fs['table'](out))
+    if cost_file: return write_row(fs['cost'](job, a), cost_file)
+    if job:
+        name,seed = job.split(':')
+        start = time.time()
+        row = fs['job'](name, int(seed), a)
+        write_row({**row, 'seconds':round(time.time()-start,1)}, Path(out)/f'{name}-{seed}.json')
+        return print(name, seed, {k:row[k] for k in ('knn','linear','spread')}, f'{time.time()-start:.0f} s', flush=True)
+    check_writable(Path(out)/'x')
+    names = only.split(',') if only else jobs(data)
+    if cost: run_costs([o for o in names if o!=untrained], out)
+    else: run_jobs(names, seeds, out)
+    print(fs['table'](out))
