@@ -25,6 +25,8 @@ class Objective(Module):
     needs_maps = False # Does it look at the encoder's maps? An encoder that gives pooled features only is refused
     needs_ids = False # Does it need to know which images these are? Then `ids`, and `n_items` before `build`, are set
     teacher = False # Does it want a momentum teacher?
+    negatives = 'none' # Where they come from: 'batch', 'queue', 'memory', 'image' (its other places), or 'none'
+    large_batch = False # Does it lose much with batches of less than a few hundred images?
     student_views,teacher_views = slice(None),slice(None) # Which of the views pass through which
 
     def __init_subclass__(cls, **kwargs):

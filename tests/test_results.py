@@ -1,28 +1,79 @@
 "The published tables are what the published rows say."
-import importlib.util, json
+import importlib.util, json, os, subprocess, sys
 from pathlib import Path
 import pytest
+from fastai_contrastive.objectives import *
+from fastai_contrastive.objective import Objective
 
 root = Path(__file__).resolve().parents[1]
 results = root/'nbs/results'
-runs = sorted(o for o in results.glob('imagewang-*') if o.is_dir())
+def runs(kind): return pytest.mark.parametrize('run', sorted(o for o in results.glob(f'{kind}-*') if o.is_dir()), ids=lambda o: o.name)
+wang,objs,real = runs('imagewang'),runs('objectives'),runs('objectives-[0-9]*')
 
-def script():
-    spec = importlib.util.spec_from_file_location('imagewang_results', results/'imagewang.py')
+def script(name):
+    spec = importlib.util.spec_from_file_location(f'{name}_results', results/f'{name}.py')
     m = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(m)
     return m
 
-@pytest.mark.parametrize('run', runs, ids=lambda o: o.name)
-def test_readme_table(run): assert script().table(run) in (root/'README.md').read_text(encoding='utf-8')
+def read(run): return [json.loads(o.read_text()) for o in sorted(run.glob('*.json')) if o.name!='cost.json']
 
-@pytest.mark.parametrize('run', runs, ids=lambda o: o.name)
+def check_rows(rows, same):
+    "Are these rows one table?"
+    for k in same: assert len({json.dumps(o[k]) for o in rows if k in o})==1, k
+    assert not any(o['commit'].endswith('+') or o['commit']=='unknown' for o in rows), 'rows must come from a committed state'
+
+@wang
+def test_readme_table(run): assert script('imagewang').table(run) in (root/'README.md').read_text(encoding='utf-8')
+
+@wang
 def test_rows_are_comparable(run):
     "Every row of a table was pretrained on the same images, with the same steps and the same fine-tuning"
-    rows = [json.loads(o.read_text()) for o in sorted(run.glob('*.json'))]
-    assert rows
-    same = ('size','bs','arch','arch_args','epochs','lr','n_images','ft_epochs','ft10_epochs','ft_lr','short_side','board_labels','imagenette10_labels','commit')
-    for k in same: assert len({json.dumps(o[k]) for o in rows})==1, k
+    rows = read(run)
+    check_rows(rows, ('size','bs','arch','arch_args','epochs','lr','n_images','ft_epochs','ft10_epochs','ft_lr','short_side','board_labels','imagenette10_labels','commit'))
     assert len({(o['pretrain']['images'],o['pretrain']['steps']) for o in rows if 'pretrain' in o})<=1
     assert len({(o['row'],o['seed']) for o in rows})==len(rows)
-    assert not any(o['commit'].endswith('+') or o['commit']=='unknown' for o in rows), 'rows must come from a committed state'
+
+@real
+def test_readme_objectives(run): assert script('objectives').table(run) in (root/'README.md').read_text(encoding='utf-8')
+
+@objs
+def test_objectives_are_comparable(run):
+    "The same encoder, images, steps, batch and evaluation for every objective"
+    rows = read(run)
+    check_rows(rows, ('data','size','bs','arch','arch_args','epochs','lr','wd','C','short_side'))
+    assert len({(o['images'],o['steps']) for o in rows if not o.get('labels') and 'steps' in o})==1
+    assert len({(o['objective'],o['seed']) for o in rows})==len(rows)
+
+@objs
+def test_objectives_are_complete(run):
+    "Every objective has its rows, each with the same seeds"
+    s = script('objectives')
+    seeds = {n:sorted(o['seed'] for o in read(run) if o['objective']==n) for n in s.jobs('synth')}
+    assert len(seeds['untrained'])>=2
+    assert not {n:o for n,o in seeds.items() if o!=seeds['untrained']}
+
+# On the drawn images: kNN accuracy that an objective gains over the untrained encoder, at least, in each of three seeds
+margin = .05
+drawn = {(o['objective'],o['seed']):o for o in read(results/'objectives-drawn-32px')}
+names = sorted({k for k,_ in drawn}-{'untrained'})
+
+def learnt(row, untrained):
+    "Rises by the margin, and the embeddings fill more than a corner of the sphere"
+    assert row['knn']>=untrained['knn']+margin, f"kNN accuracy {row['knn']}, untrained {untrained['knn']}"
+    assert row['spread']>=untrained['spread']/2, f"the embeddings have collapsed to a spread of {row['spread']}, untrained {untrained['spread']}"
+
+@pytest.mark.parametrize('name', names)
+def test_learns_as_kept(name):
+    for seed in range(3): learnt(drawn[name,seed], drawn['untrained',seed])
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('name', names)
+def test_learns(name, seed, tmp_path):
+    "The same, run again: about a minute each"
+    for o in ('untrained',name):
+        r = subprocess.run([sys.executable, results/'objectives.py', '--data', 'synth', '--size', '32', '--epochs', '8', '--out', tmp_path, '--job', f'{o}:{seed}'], env={**os.environ, 'OMP_NUM_THREADS':'1'})
+        assert not r.returncode
+    row,untrained = (json.loads((tmp_path/f'{o}-{seed}.json').read_text()) for o in (name,'untrained'))
+    learnt(row, untrained)

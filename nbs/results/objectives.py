@@ -94,6 +94,14 @@ class Passes:
 
 def peak_mb(): return torch.cuda.max_memory_allocated()/2**20 if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 
+def takes_vit(name):
+    "Can it train a ViT?"
+    obj = Objective.registry[name](**settings.get(name, {}))
+    obj.n_items = 8
+    try: obj.set_up(obj.prepare(create_encoder('test_vit', patch_size=8)))
+    except ValueError: return False
+    return True
+
 def cost(name, a):
     "Seconds of a step (data, views, passes, loss, optimizer), memory that it takes, and how many images go through encoder and teacher for each image"
     learn,enc,_ = make_learner(name, 0, a)
@@ -106,7 +114,7 @@ def cost(name, a):
         for o in counts: o.n = 0
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[steps, ChannelsLast()])
     passes = [round(o.n/len(steps.at),2) for o in counts]
-    return dict(objective=name, settings=settings.get(name, {}), seconds_per_step=round(float(np.median(np.diff(steps.at))),4), mb=round(peak_mb()-base), student_passes=passes[0], teacher_passes=sum(passes[1:]),
+    return dict(objective=name, settings=settings.get(name, {}), seconds_per_step=round(float(np.median(np.diff(steps.at))),4), mb=round(peak_mb()-base), student_passes=passes[0], teacher_passes=sum(passes[1:]), vit=None if name==reference else takes_vit(name),
         **{k:getattr(a, k) for k in kept}, **provenance())
 
 def _cell(v): return f'{100*np.mean(v):.1f} ± {100*np.std(v, ddof=1):.1f}' if len(v)>1 else f'{100*v[0]:.1f}'
@@ -114,16 +122,23 @@ def _cell(v): return f'{100*np.mean(v):.1f} ± {100*np.std(v, ddof=1):.1f}' if l
 def read_rows(out): return L(json.loads(o.read_text()) for o in sorted(Path(out).glob('*.json')) if o.name!='cost.json')
 def read_cost(out): return json.loads((Path(out)/'cost.json').read_text()) if (Path(out)/'cost.json').exists() else {}
 
+def _facts(name):
+    "Cells on what kind of method it is"
+    if name not in known(): return '| | | |'
+    o = Objective.registry[name]
+    return f"{o.negatives} | {'yes' if o.teacher else ''} | {'yes' if o.large_batch else ''} |"
+
 def table(out):
-    "A row an objective: mean ± standard deviation over the seeds, and what a step costs"
+    "A row an objective: what it is, mean ± standard deviation over the seeds, and what a step costs"
     got,costs = read_rows(out),read_cost(out)
-    lines = ['| objective | seeds | kNN | linear | passes | seconds a step | memory, MB |', '| --- '*7+'|']
+    lines = ['| objective | negatives | teacher | large batch | ViT | kNN | linear | passes | seconds a step | memory, MB |', '| --- '*10+'|']
     for name in [untrained, *known(), reference]:
         rs,c = got.filter(lambda o: o['objective']==name),costs.get(name)
         if not rs: continue
-        passes = c and f"{c['student_passes']:g}"+(f" + {c['teacher_passes']:g}" if c['teacher_passes'] else '')
-        title = f'`{name}`' if name in known() else name
-        lines.append(f"| {title}{' (labels)' if rs[0].get('labels') else ''} | {len(rs)} | {_cell(rs.attrgot('knn'))} | {_cell(rs.attrgot('linear'))} | "+(f"{passes} | {c['seconds_per_step']:.2f} | {c['mb']} |" if c else '| | |'))
+        title = (f'`{name}`' if name in known() else name) + (' (labels)' if rs[0].get('labels') else '')
+        cells = '| | | |' if not c else f"{c['student_passes']:g}{' + %g'%c['teacher_passes'] if c['teacher_passes'] else ''} | {c['seconds_per_step']:.2f} | {c['mb']} |"
+        vit = {True:'yes', False:'no'}.get(c and c['vit'], '')
+        lines.append(f"| {title} | {_facts(name)} {vit} | {_cell(rs.attrgot('knn'))} | {_cell(rs.attrgot('linear'))} | {cells}")
     return '\n'.join(lines)
 
 def call(*args): return subprocess.run([sys.executable, __file__, *sys.argv[1:], *args], check=False).returncode
