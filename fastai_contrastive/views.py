@@ -6,7 +6,7 @@ Docs: https://fastai-contrastive.github.io/fastai_contrastive/views.html.md"""
 
 # %% auto #0
 __all__ = ['rand_boxes', 'resample_mat', 'blur_mat', 'colour_mats', 'Views', 'simclr_views', 'weak_views', 'patch_grid',
-           'show_views']
+           'channel_split', 'show_views']
 
 # %% ../nbs/04_views.ipynb #0d487bef
 import inspect, math
@@ -304,6 +304,16 @@ def patch_grid(
         step = (side-p)//max(n-1, 1)
         x = x.narrow(d, (side-p-(n-1)*step)//2, p+(n-1)*step).unfold(d, p, max(step, 1))
     return x.permute(0,2,3,1,4,5).flatten(1,2)
+
+# %% ../nbs/04_views.ipynb #51e7f25d
+_ydbdr = ((.299,.587,.114), (-.450,-.883,1.333), (-1.333,1.116,.217))
+
+def channel_split(
+    x:Tensor, # RGB images, normalised or not, (bs, 3, h, w)
+)->tuple: # Luminance, (bs, 1, h, w), and the colour differences, (bs, 2, h, w)
+    "Brightness and colour apart, as YDbDr; raises `ValueError` for other than three channels (CMC, arXiv 1906.05849)."
+    if x.ndim!=4 or x.shape[1]!=3: raise ValueError(f'channel_split wants RGB images (bs, 3, h, w): got shape {tuple(x.shape)}')
+    return F.conv2d(x, x.new_tensor(_ydbdr)[:,:,None,None]).split((1,2), 1)
 
 # %% ../nbs/04_views.ipynb #593e227d
 def show_views(
