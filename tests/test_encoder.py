@@ -4,6 +4,7 @@ from utils import *
 from torchvision.models import resnet18, mobilenet_v3_small
 from fastai_contrastive import encoder
 from fastai_contrastive.encoder import *
+from fastai_contrastive.views import channel_split
 import timm
 
 x3,x1 = torch.randn(2,3,32,32),torch.randn(2,1,32,32)
@@ -207,3 +208,43 @@ def test_weights_can_be_read_by_whom_other_files_can(file):
 def test_a_whole_xresnet_is_no_body_and_head():
     "It is an `nn.Sequential` whose first child is a stem: taking that for the encoder would be a silent mistake"
     with pytest.raises(ValueError, match='cannot find the encoder: XResNet'): get_encoder(xresnet18())
+
+# Two halves
+
+def test_a_split_encoder_starts_as_what_it_was_made_of():
+    "The two first convolutions add up to the one, and nothing else differs"
+    enc = create_encoder(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 5, 1)))
+    was,split = ws(enc).clone(),split_encoder(enc)
+    l,c = split.body.luma.body,split.body.chroma.body
+    y,col = channel_split(x3)
+    assert torch.allclose(l[0](y)+c[0](col), enc.body[0](x3), atol=1e-4)
+    assert torch.equal(l[1].weight, enc.body[1].weight) and torch.equal(c[1].weight, enc.body[1].weight) and l[1].weight is not c[1].weight
+    assert torch.equal(was, ws(enc)) and split_encoder(split) is split and (split.nf, split.n_in)==(10, 3)
+
+@pytest.mark.parametrize('arch, kwargs', [('xresnet18', dict(widen=.125)), ('convnext_atto', {}), ('test_vit', dict(patch_size=8, depth=2)), ('deit_tiny_patch16_224', dict(depth=1, dynamic_img_size=False, img_size=32))])
+def test_split_round_trip(tmp_path, arch, kwargs):
+    enc = create_encoder(f'split:{arch}', **kwargs)
+    for p in enc.parameters(): nn.init.normal_(p, std=.1)
+    enc.eval()
+    m,f = enc.maps(x3),enc(x3)
+    for half,x,s in zip((enc.body.luma,enc.body.chroma), channel_split(x3), (slice(0,enc.nf//2),slice(enc.nf//2,None))):
+        assert torch.allclose(f[:,s], half(x), atol=1e-5) and torch.allclose(m[:,s], half.maps(x), atol=1e-5)
+    again = load_encoder(save_encoder(enc, tmp_path/'e')).eval()
+    assert (again.arch, again.nf)==(f'split:{arch}', enc.nf) and torch.equal(again(x3), f) and torch.equal(again.maps(x3), m)
+
+def test_a_split_module_of_your_own(tmp_path):
+    enc = split_encoder(create_encoder(plain_body()))
+    fn = save_encoder(enc, tmp_path/'own')
+    with pytest.raises(ValueError, match='holds split:Sequential.*pass arch='): load_encoder(fn)
+    for m in (plain_body(), split_encoder(create_encoder(plain_body()))): assert torch.equal(load_encoder(fn, m).eval()(x3), enc.eval()(x3))
+    with pytest.raises(ValueError, match='does not fit'): load_encoder(fn, body())
+
+def test_pooled_features_split_too_but_have_no_maps():
+    enc = split_encoder(create_encoder(nn.Sequential(plain_body(), nn.AdaptiveAvgPool2d(1), nn.Flatten())))
+    assert enc(x3).shape==(2,24)
+    with pytest.raises(ValueError, match='pooled features only'): enc.maps(x3)
+
+def test_what_cannot_be_split_is_named():
+    with pytest.raises(ValueError, match='with n_in=1'): create_encoder('split:xresnet18', n_in=1, widen=.125)
+    with pytest.raises(ValueError, match='cannot split Sequential.*is None'): split_encoder(create_encoder(nn.Sequential(nn.Flatten(), nn.Linear(3*64*64,4))))
+    with pytest.raises(ValueError, match="unknown arch 'xresent18'.*xresnet18"): create_encoder('split:xresent18')
