@@ -14,10 +14,10 @@ from ..distributed import *
 from ..heads import *
 from ..core import *
 
-# %% ../../nbs/objectives/33_wmse.ipynb #b0e9d664
+# %% ../../nbs/objectives/33_wmse.ipynb #b27a73c8
 def whiten(
     z:Tensor, # Embeddings, (n, dim), with n above dim; any scale
-    eps:float=1e-3, # How far the covariance is shrunk towards the identity, 0 to 1
+    eps:float=1e-2, # How far the covariance is shrunk towards the identity, 0 to 1
 )->Tensor: # (n, dim); mean 0 and, as eps goes to 0, covariance the identity
     "Whiten by the inverse Cholesky factor of the covariance; raises `ValueError` unless n is above dim (W-MSE, arXiv 2007.06346)."
     n,d = z.shape
@@ -27,7 +27,7 @@ def whiten(
     cov = (1-eps)*cov + eps*cov.diagonal().mean().clamp(min=1.)*torch.eye(d, device=z.device)
     return torch.linalg.solve_triangular(torch.linalg.cholesky(cov), z.T, upper=False).T
 
-# %% ../../nbs/objectives/33_wmse.ipynb #7f1f13de
+# %% ../../nbs/objectives/33_wmse.ipynb #9f7c983e
 class WMSE(Objective):
     "Whitened embeddings of the views should agree (arXiv 2007.06346)"
     def __init__(self,
@@ -35,7 +35,7 @@ class WMSE(Objective):
         hidden:int=1024, # Width of the projector's hidden layer
         w_size:int|None=None, # Images whitened together, more than `dim`; the batch of all processes if None
         w_iter:int=1, # How often the batch is cut into such sub-batches
-        eps:float=1e-3, # How far the covariance is shrunk, above 0 and below 1
+        eps:float=1e-2, # How far the covariance is shrunk, above 0 and below 1
     ):
         if dim<1: raise ValueError(f'dim must be 1 or more: got {dim}')
         if w_iter<1: raise ValueError(f'w_iter must be 1 or more: got {w_iter}')
@@ -46,8 +46,8 @@ class WMSE(Objective):
         self.register_buffer('step', torch.zeros((), dtype=torch.long))
 
     def build(self, nf):
-        self.projector = mlp(nf, self.hidden, self.dim)
-        self.projector[-1].bias = None
+        self.projector = mlp(nf, self.hidden, self.dim, last_bn=True)
+        self.projector[-1].eps = 1e-3 # Embeddings that are all but equal are not to be blown up
 
     def slices(self,
         n:int, # Images

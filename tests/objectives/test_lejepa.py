@@ -42,11 +42,13 @@ def test_loss(views, n_global, lambd):
         assert abs(o.loss(zs, None, None).item()-lejepa_by_hand(zs, dirs, lambd, n_global))<2e-5
 
 def test_gradient_flows_to_the_mean_too():
-    "Nothing is stopped: with two views, half the squared distance pulls on both alike"
+    "Nothing is stopped: a small view pulls the global ones, through their mean, as it is pulled"
     o = LeJEPA(lambd=0., dim=3)
-    a,b = (torch.randn(5,3, requires_grad=True) for _ in range(2))
-    o.loss([a,b], None, None).backward()
-    assert torch.allclose(a.grad, (a-b).detach()/(2*a.numel()), atol=1e-6) and torch.allclose(a.grad, -b.grad, atol=1e-6)
+    a,b,c = (torch.randn(5,3, requires_grad=True) for _ in range(3))
+    o.loss([a,b,c], None, None).backward()
+    n,mu = 3*a.numel(),(a+b).detach()/2
+    assert torch.allclose(c.grad, 2*(c-mu).detach()/n, atol=1e-6)
+    assert torch.allclose(a.grad+b.grad, -c.grad, atol=1e-6) and c.grad.abs().sum()>.1
 
 def test_small_views_follow_the_global_ones():
     "The mean is of the global views alone: a small view's embedding does not move it"

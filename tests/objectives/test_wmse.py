@@ -44,7 +44,7 @@ def test_whitening_is_per_view():
 @pytest.mark.parametrize('n,views,w_size,w_iter', [(17,2,None,1), (16,2,8,1), (16,2,8,3), (21,3,6,2), (13,4,7,1)])
 def test_loss(n, views, w_size, w_iter):
     o = WMSE(dim=4, w_size=w_size, w_iter=w_iter, eps=.01).train()
-    zs = [mixed(n, 4)+o for o in range(views)]
+    zs = [mixed(n, 4)+i for i in range(views)]
     o.step += 5
     idxs = o.slices(n)
     flat = [torch.arange(n)] if w_size is None else idxs
@@ -65,13 +65,16 @@ def test_slices_change_with_training_steps_only():
     p.load_state_dict(o.state_dict())
     assert torch.equal(torch.cat(p.slices(12)), torch.cat(o.slices(12))), 'other processes, and a resume, draw the same'
 
-def test_gradient_sees_the_whitening():
-    "The loss does not change with scale or shift of the embeddings, so the gradient has none of it either"
+def test_gradient_goes_through_the_whitening():
+    "Also through the covariance: the loss knows nothing of scale and shift, so the gradient has neither; and it is the gradient of the paper's steps"
     o = WMSE(dim=3, eps=1e-6)
     a,b = (mixed(15, 3).requires_grad_() for _ in range(2))
     o.loss([a,b], None, None).backward()
     assert a.grad.abs().sum()>1e-3
-    assert a.grad.sum(0).abs().max()<1e-5 and (a.grad*a).sum().abs()<1e-4
+    assert a.grad.sum(0).abs().max()<1e-5 and (a.grad*(a-a.mean(0))).sum().abs()<1e-4
+    x,y = (v.detach().double().requires_grad_() for v in (a,b))
+    (2-2*F.cosine_similarity(whiten_by_hand(x, 1e-6), whiten_by_hand(y, 1e-6)).mean()).backward()
+    assert torch.allclose(a.grad.double(), x.grad, atol=1e-4) and torch.allclose(b.grad.double(), y.grad, atol=1e-4)
 
 @pytest.mark.parametrize('z', [torch.zeros(9,4), torch.ones(9,4)*1e4, torch.randn(9,1).expand(-1,4)*1e-4, torch.randn(9,1).expand(-1,4)*1e6])
 def test_degenerate(z):
