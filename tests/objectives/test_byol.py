@@ -88,6 +88,13 @@ def test_momentum_in_a_fit():
     fit(learn, 2)
     assert np.allclose(seen, [0,.25,.5,.75])
 
+def test_heads():
+    "Two layers each; no bias in the projector that the loss would not see"
+    obj,*_ = ready()
+    assert all([type(o).__name__ for o in m]==['Linear','HeadNorm','ReLU','Linear'] for m in (obj.projector,obj.predictor))
+    assert [o.bias is None for m in (obj.projector,obj.predictor) for o in m if isinstance(o, nn.Linear)]==[True,True,True,False]
+    assert (BYOL().dim,BYOL().hidden,BYOL().pred_hidden,BYOL().momentum,BYOL().momentum_end)==(256,4096,4096,.996,1.)
+
 def test_views_are_of_two_kinds():
     v = BYOL().views(32)
     a,b = (v.draw(2000, 32, 32, i) for i in range(2))
