@@ -31,6 +31,7 @@ def mlp(
     *sizes:int, # Widths from input to output: `mlp(512, 512, 128)` has two linear layers
     bn:bool=True, # Batch norm after each hidden layer?
     last_bn:bool=False, # Batch norm without scale and shift after the last layer?
+    last_bias:bool=True, # A bias in the last layer, if no norm follows it?
     act=nn.ReLU, # Activation between layers
 )->nn.Sequential: # (bs, sizes[0]) → (bs, sizes[-1])
     "Linear layers with batch norm and an activation between them; a layer that a norm follows has no bias. Raises `ValueError` for fewer than two sizes."
@@ -38,7 +39,7 @@ def mlp(
     layers = []
     for i,(ni,no) in enumerate(zip(sizes, sizes[1:])):
         last = i==len(sizes)-2
-        layers.append(nn.Linear(ni, no, bias=not (last_bn if last else bn)))
+        layers.append(nn.Linear(ni, no, bias=last_bias and not last_bn if last else not bn))
         if last_bn if last else bn: layers.append(HeadNorm(no, affine=not last))
         if not last: layers.append(act())
     return nn.Sequential(*layers)

@@ -67,7 +67,7 @@ def neg_cosine(
     return -F.cosine_similarity(p.float(), z.detach().float(), dim=1).mean()
 
 # %% ../nbs/01_losses.ipynb #6ba413c9
-def _off_diagonal_sq(m): return m.pow(2).sum()-m.diagonal().pow(2).sum()
+def _off_diagonal_sq(m): return m.pow(2).fill_diagonal_(0.).sum()
 
 def barlow(
     z1:Tensor, # First views' embeddings, (n, dim)
