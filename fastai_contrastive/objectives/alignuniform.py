@@ -37,6 +37,7 @@ def uniform_loss(
 # %% ../../nbs/objectives/24_alignuniform.ipynb #425d87f4
 class AlignUniform(Objective):
     "Two views in one place, and images spread out over the sphere (arXiv 2005.10242)"
+    negatives = 'batch'
     def __init__(self,
         align:float=1., # Weight of alignment
         uniform:float=1., # Weight of uniformity

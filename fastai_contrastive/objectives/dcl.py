@@ -32,6 +32,7 @@ def dcl(
 # %% ../../nbs/objectives/21_dcl.ipynb #2957b1a3
 class DCL(Objective):
     "SimCLR without the partner in the denominator, negatives from the batch of all processes (arXiv 2110.06848)"
+    negatives = 'batch'
     sigma = None
     def __init__(self,
         temp:float=.1, # Softmax temperature

@@ -20,6 +20,7 @@ from ..core import *
 # %% ../../nbs/objectives/25_moco.ipynb #a6f7cac4
 class MoCo(Objective):
     "InfoNCE against a queue of a momentum encoder's keys (MoCo v2, arXiv 2003.04297; arXiv 1911.05722)"
+    negatives = 'queue'
     teacher = True
     def __init__(self,
         temp:float=.2, # Softmax temperature

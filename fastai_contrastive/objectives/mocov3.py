@@ -18,6 +18,7 @@ from ..core import *
 # %% ../../nbs/objectives/26_mocov3.ipynb #84dc9c2f
 class MoCoV3(Objective):
     "Symmetric InfoNCE of a predictor's queries with a momentum encoder's keys, negatives from the batch of all processes (arXiv 2104.02057)"
+    negatives,large_batch = 'batch',True
     teacher = True
     student_views = teacher_views = slice(2)
     def __init__(self,

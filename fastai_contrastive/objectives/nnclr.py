@@ -25,6 +25,7 @@ def nearest_in(
 
 class NNCLR(Objective):
     "InfoNCE with a view's nearest neighbour in a queue as the positive, predicted from the other view (arXiv 2104.14548)"
+    negatives,large_batch = 'batch',True
     def __init__(self,
         temp:float=.1, # Softmax temperature
         dim:int=256, # Width of the embedding

@@ -28,6 +28,7 @@ class PlainFirst(Views):
 # %% ../../nbs/objectives/28_ressl.ipynb #c0b6dcf3
 class ReSSL(Objective):
     "Cross-entropy of a strong view's relations to a queue with the teacher's for a plain view (arXiv 2107.09282)"
+    negatives = 'queue'
     teacher = True
     student_views,teacher_views = slice(1,None),slice(1)
     def __init__(self,

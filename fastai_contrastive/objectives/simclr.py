@@ -18,6 +18,7 @@ from ..core import *
 # %% ../../nbs/objectives/20_simclr.ipynb #9d4c50f7
 class SimCLR(Objective):
     "NT-Xent between two views, negatives from the batch of all processes (arXiv 2002.05709)"
+    negatives,large_batch = 'batch',True
     def __init__(self,
         temp:float=0.2, # Softmax temperature
         dim:int=128, # Width of the embedding

@@ -17,6 +17,7 @@ from ..core import *
 # %% ../../nbs/objectives/23_supcon.ipynb #788d7502
 class SupCon(Objective):
     "Images of one class are each other's partners; one without a label (-1) has its own other view only (arXiv 2004.11362)"
+    negatives,large_batch = 'batch',True
     needs_labels = True
     def __init__(self,
         temp:float=.1, # Softmax temperature
