@@ -26,9 +26,16 @@ def jobs(data): return [untrained, *known()] + [reference]*(data!='synth')
 
 # What a narrow encoder, batches of 64 and a few hundred steps need otherwise than the papers' defaults: chosen on the drawn images, with seed 0, never on the images of the table
 settings = dict(
-    moco=dict(momentum=.5, queue_size=128, symmetric=True),
+    barlowtwins=dict(dim=128),
+    byol=dict(dim=64, hidden=256, pred_hidden=256, momentum=.5, momentum_end=.99),
+    moco=dict(momentum=.9, queue_size=128, symmetric=True),
     mocov3=dict(dim=64, hidden=256, momentum=.5, momentum_end=.9),
+    nnclr=dict(queue_size=4096, hidden=256, pred_hidden=256, dim=128, temp=.1),
+    ressl=dict(dim=128, hidden=256, momentum=.9, queue_size=128, temp=.2, teacher_temp=.1),
+    simsiam=dict(dim=256, hidden=256, pred_hidden=64),
     vicreg=dict(dim=256))
+# On the drawn images these have so many times the epochs: they rise later
+slow = dict(barlowtwins=3, byol=3, moco=3, nnclr=3, ressl=3, simsiam=3)
 
 def data(a):
     "Dataloaders for pretraining and for evaluation"
@@ -76,7 +83,8 @@ def job(name, seed, a):
     row = dict(objective=name, seed=seed, settings=settings.get(name, {}), **{k:getattr(a, k) for k in kept})
     if learn:
         # Where fewer images have labels, as many steps take more epochs
-        epochs = max(1, round(a.epochs*len(data(a)[0].train)/len(learn.dls.train)))
+        row['epochs'] = a.epochs*(slow.get(name, 1) if a.data=='synth' else 1)
+        epochs = max(1, round(row['epochs']*len(data(a)[0].train)/len(learn.dls.train)))
         with learn.no_bar(): learn.fit_one_cycle(epochs, a.lr, cbs=ChannelsLast())
         row.update(images=len(learn.dls.train_ds), steps=learn.train_iter, labels=name in known() and term_of(learn).objective.needs_labels, losses=[round(float(o[0]),4) for o in learn.recorder.values])
     fs = split_features(enc, labelled, classes_of_val(labelled), pbar=False)
