@@ -269,6 +269,25 @@ def test_bad_settings(k, val):
     with pytest.raises(ValueError) as e: Views(**{k:val})
     assert str(e.value).startswith(f'{k} must be ') and f'{k}={val!r}' in str(e.value)
 
+# Patches
+
+@pytest.mark.parametrize('h,w,n,overlap,side', [(32,32,3,.5,16), (31,45,4,.25,9), (30,30,7,.5,7), (33,33,3,0.,11), (32,32,3,0.,10), (20,20,1,.5,20)])
+def test_patch_grid(h, w, n, overlap, side):
+    x = images(2, h, w)
+    ps = patch_grid(x, n, overlap)
+    assert ps.shape==(2,n*n,3,side,side)
+    steps = [(s-side)//max(n-1,1) for s in (h,w)]
+    top,left = ((s-side-(n-1)*d)//2 for s,d in zip((h,w), steps))
+    for i in range(n):
+        for j in range(n):
+            r,c = top+i*steps[0],left+j*steps[1]
+            assert r>=0 and c>=0 and torch.equal(ps[:,i*n+j], x[:,:,r:r+side,c:c+side])
+
+@pytest.mark.parametrize('n,overlap,msg', [(0,0.,'n must be'), (2.,0.,'n must be'), (3,1.,'overlap must be'), (3,-.1,'overlap must be'), (33,0.,'32×40 pixels are too small'), (30,.9,'lower n')])
+def test_patch_grid_bad_input(n, overlap, msg):
+    with pytest.raises(ValueError, match=msg): patch_grid(images(1, 32, 40), n, overlap)
+    with pytest.raises(ValueError, match='bs, c, h, w'): patch_grid(images(1)[0], 3)
+
 # Presets and pictures
 
 def test_presets():
