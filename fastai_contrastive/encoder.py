@@ -39,7 +39,7 @@ def _dry_pass(f, m, n_in, sizes=(64,224)):
     raise ValueError(f'the backbone {type(m).__name__} failed on a blank image of {n_in} channels: {err}. '
         f'Pass a module that takes (bs, {n_in}, h, w) and returns maps (bs, c, h, w) or features (bs, c).') from err
 
-# %% ../nbs/08_encoder.ipynb #b02817d6
+# %% ../nbs/08_encoder.ipynb #712e6a30
 class Encoder(Module):
     "A backbone with `enc(x)` → (bs, `nf`) pooled features and `enc.maps(x)` → (bs, c, h, w); raises `ValueError` if `body` gives neither."
     def __init__(self,
@@ -67,8 +67,17 @@ class Encoder(Module):
         x:Tensor, # Images, (bs, n_in, h, w)
     )->Tensor: # (bs, c, h', w')
         "Feature maps; a ViT's patch tokens are laid back on their grid. Raises `ValueError` where the backbone has only pooled features."
+        return self._maps(self._features(x), x.shape[-2:])
+
+    def both(self,
+        x:Tensor, # Images, (bs, n_in, h, w)
+    )->tuple: # Pooled features, (bs, nf), and maps, (bs, c, h', w')
+        "What `enc(x)` and `enc.maps(x)` give, from one pass."
         f = self._features(x)
-        if f.ndim==3: f = self._grid(f, x.shape[-2:])
+        return self._pool(f),self._maps(f, x.shape[-2:])
+
+    def _maps(self, f, size):
+        if f.ndim==3: f = self._grid(f, size)
         if f.ndim!=4: raise ValueError(f'{self.arch} returns pooled features only, no maps: pass a backbone without its pooling layer')
         if getattr(self.body, 'output_fmt', None)=='NHWC' or (f.shape[1]!=self.nf and f.shape[3]==self.nf): f = f.permute(0,3,1,2)
         return f
