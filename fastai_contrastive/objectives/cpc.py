@@ -52,7 +52,7 @@ def one_channel(
     keep = F.one_hot(torch.randint(c, (n,), device=x.device), c) | (torch.rand(n, 1, device=x.device)>=p)
     return x*keep[:,:,None,None].to(x.dtype)
 
-# %% ../../nbs/objectives/16_cpc.ipynb #c8f80e2a
+# %% ../../nbs/objectives/16_cpc.ipynb #9d7028cf
 class CPC(Objective):
     "Patches predicted from the rows before them, in up to four directions, against all patches of the batch (arXiv 1905.09272)"
     min_views = 1
@@ -88,14 +88,15 @@ class CPC(Objective):
         encoder, # Images → (bs, nf)
         x:Tensor, # Images, (bs, c, h, w)
     )->Tensor: # Features of the patches on their grid, (bs, n, n, nf)
-        "Cut into patches, and encode them in one pass; raises `ValueError` for images too small."
+        "Cut into patches, encode them in one pass, and give each feature vector mean 0 and variance 1; raises `ValueError` for images too small."
         s = min(x.shape[-2:])
         n = self.n or min(7, int(1+(s/16-1)/(1-self.overlap)+1e-6))
         if n<=self.first: raise ValueError(f'{self.name}: images of {s} pixels give {n} patches of 16 along a side, and {self.first+1} are needed: take larger images, or pass n={self.first+1} for smaller patches')
         ps = one_channel(patch_grid(x.as_subclass(Tensor), n, self.overlap), self.p_drop)
-        try: return encoder(ps.flatten(0,1)).unflatten(0, (-1,n,n))
+        try: z = encoder(ps.flatten(0,1)).unflatten(0, (-1,n,n)).float()
         except (AssertionError, RuntimeError) as e:
             raise ValueError(f'{self.name}: the encoder failed on patches of {ps.shape[-1]} pixels ({e}): take larger images, a smaller n, or an encoder for any size') from e
+        return F.layer_norm(z, z.shape[-1:])
 
     def loss(self, z, t, y):
         z,(bs,n) = z[0],z[0].shape[:2]
@@ -112,4 +113,4 @@ class CPC(Objective):
     def forward(self, encoder, views, y=None):
         self.check(views, y)
         z = self.latents(encoder, views[0])
-        with torch.autocast(z.device.type, enabled=False): return self.loss([z.float()], None, y)
+        with torch.autocast(z.device.type, enabled=False): return self.loss([z], None, y)
