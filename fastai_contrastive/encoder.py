@@ -40,7 +40,7 @@ def _dry_pass(f, m, n_in, sizes=(64,224)):
     raise ValueError(f'the backbone {type(m).__name__} failed on a blank image of {n_in} channels: {err}. '
         f'Pass a module that takes (bs, {n_in}, h, w) and returns maps (bs, c, h, w) or features (bs, c).') from err
 
-# %% ../nbs/08_encoder.ipynb #b02817d6
+# %% ../nbs/08_encoder.ipynb #712e6a30
 class Encoder(Module):
     "A backbone with `enc(x)` → (bs, `nf`) pooled features and `enc.maps(x)` → (bs, c, h, w); raises `ValueError` if `body` gives neither."
     def __init__(self,
@@ -68,9 +68,18 @@ class Encoder(Module):
         x:Tensor, # Images, (bs, n_in, h, w)
     )->Tensor: # (bs, c, h', w')
         "Feature maps; a ViT's patch tokens are laid back on their grid. Raises `ValueError` where the backbone has only pooled features."
-        if hasattr(self.body, 'maps'): return self.body.maps(x)
+        return self.both(x)[1]
+
+    def both(self,
+        x:Tensor, # Images, (bs, n_in, h, w)
+    )->tuple: # Pooled features, (bs, nf), and maps, (bs, c, h', w')
+        "What `enc(x)` and `enc.maps(x)` give, from one pass."
+        if hasattr(self.body, 'both'): return self.body.both(x)
         f = self._features(x)
-        if f.ndim==3: f = self._grid(f, x.shape[-2:])
+        return self._pool(f),self._maps(f, x.shape[-2:])
+
+    def _maps(self, f, size):
+        if f.ndim==3: f = self._grid(f, size)
         if f.ndim!=4: raise ValueError(f'{self.arch} returns pooled features only, no maps: pass a backbone without its pooling layer')
         if getattr(self.body, 'output_fmt', None)=='NHWC' or (f.shape[1]!=self.nf and f.shape[3]==self.nf): f = f.permute(0,3,1,2)
         return f
@@ -167,9 +176,9 @@ class SplitBody(Module):
         chroma:Encoder, # Takes two, the second part
     ): store_attr()
 
-    def _both(self, x, f): return torch.cat([f(e, o) for e,o in zip((self.luma,self.chroma), channel_split(x))], 1)
-    def forward(self, x): return self._both(x, Encoder.forward)
-    def maps(self, x): return self._both(x, Encoder.maps)
+    def _cat(self, f, x): return [torch.cat(o, 1) for o in zip(*[f(e, o) for e,o in zip((self.luma,self.chroma), channel_split(x))])]
+    def forward(self, x): return self._cat(lambda e,o: [e(o)], x)[0]
+    def both(self, x): return tuple(self._cat(Encoder.both, x))
     @property
     def patch_embed(self): return self.luma.body.patch_embed
 

@@ -25,6 +25,7 @@ def test_pooled_features_and_maps(arch, kwargs, name, nf):
     enc = create_encoder(arch, **kwargs).eval()
     assert (enc.nf, enc.arch, enc.kwargs, enc.n_in)==(nf, name, kwargs, 3)
     f,m = enc(x3),enc.maps(x3)
+    assert all(torch.equal(a, b) for a,b in zip(enc.both(x3), (f,m)))
     assert f.shape==(2,nf) and m.ndim==4 and m.shape[:2]==(2,nf) and m.shape[2]==m.shape[3]
     assert type(enc(TensorImage(x3))) is Tensor
 
@@ -51,6 +52,7 @@ def test_vit_maps_lay_the_tokens_on_their_grid():
     x = torch.randn(2,3,32,64)
     tokens = enc.body.forward_features(x)[:,enc.body.num_prefix_tokens:]
     m = enc.maps(x)
+    assert all(torch.equal(a, b) for a,b in zip(enc.both(x), (enc(x),m)))
     assert enc.nf==192 and m.shape==(2,192,2,4) and torch.equal(m[:,:,1,2], tokens[:,6])
 
 def test_a_vit_of_fixed_size():
