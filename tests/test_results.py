@@ -34,7 +34,7 @@ def test_rows_are_comparable(run):
     assert len({(o['pretrain']['images'],o['pretrain']['steps']) for o in rows if 'pretrain' in o})<=1
     assert len({(o['row'],o['seed']) for o in rows})==len(rows)
 
-@real
+@objs
 def test_readme_objectives(run): assert script('objectives').table(run) in (root/'README.md').read_text(encoding='utf-8')
 
 @objs

@@ -15,7 +15,7 @@ from ..heads import *
 from ..views import *
 from ..core import *
 
-# %% ../../nbs/objectives/20_simclr.ipynb #9d4c50f7
+# %% ../../nbs/objectives/20_simclr.ipynb #70b155e5
 class SimCLR(Objective):
     "NT-Xent between two views, negatives from the batch of all processes (arXiv 2002.05709)"
     negatives,large_batch = 'batch',True
