@@ -121,7 +121,7 @@ def pretrain(
     arch_args:_kv('arch (widen=.5)')=None,
     task:Annotated[str, f'Pretext task: {_names(PretextTask.registry)}']=None,
     task_args:_kv('task (grid=4)')=None,
-    objective:Annotated[str, f'Contrastive objective, alone or beside the task: {_names(Objective.registry)}']=None,
+    objective:Annotated[str, f'Contrastive objective: {_names(Objective.registry)}']=None,
     objective_args:_kv('objective (temp=.5)')=None,
     views_args:_kv('views (hue=.5,scale=(.4,1))')=None,
     weight:float=1., # Factor of the objective beside a task
