@@ -124,7 +124,7 @@ class Views:
         sigma:tuple=(.1,2.), # Standard deviation of the blur, pixels of the view
         p_solarize:float|tuple=0., # Chance of inverting what is brighter than one half; a tuple as for `p_blur`
         n_small:int=0, # Number of small views, after the others
-        small_size:int|tuple=None, # Side of a small view, pixels; None for 3/7 of the others' (96 of 224)
+        small_size:int|tuple=None, # Side of a small view, pixels; None for about 3/7 of the others', in 16s (96 of 224)
         small_scale:tuple=(.05,.2), # Share of the image's area that a small view shows
         blur_width:float=.1, # Width of the blur's kernel, share of the view's shorter side
     ):
@@ -201,7 +201,7 @@ def draw(self:Views,
     "Draw all that is random about view `i`, from torch's global generator."
     small = i>=self.n
     size,scale = _pair(self.size or (h,w)),self.small_scale if small else self.scale
-    if small: size = _pair(self.small_size or tuple(max(1, round(s*3/7)) for s in size))
+    if small: size = _pair(self.small_size or tuple(16*round(s*3/112) or max(1, round(s*3/7)) for s in size))
     u  = lambda lo,hi: lo + (hi-lo)*torch.rand(bs, device=device)
     on = lambda p: torch.rand(bs, device=device) < (p[min(i,self.n)] if isinstance(p, (tuple,list)) else p)
     box = rand_boxes(bs, h, w, scale, self.ratio, device) if scale else _const((0.,0.,float(h),float(w)), device).expand(bs,4)

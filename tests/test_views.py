@@ -217,7 +217,7 @@ def test_same_under_autocast():
 
 def test_shapes_and_order():
     x = images(1, 40, 56)
-    assert [tuple(v.shape) for v in Views(n=2, n_small=2)(x)]==[(1,3,40,56)]*2+[(1,3,17,24)]*2
+    assert [tuple(v.shape) for v in Views(n=2, n_small=2)(x)]==[(1,3,40,56)]*2+[(1,3,16,32)]*2
     assert [tuple(v.shape) for v in Views(n=1, size=32, n_small=1, small_size=(8,12))(x)]==[(1,3,32,32),(1,3,8,12)]
     small = Views(n=1, n_small=1, scale=(.8,1.), small_scale=(.1,.1)).draw(9, 100, 100, 1).box
     close(small[:,2]*small[:,3], torch.full((9,), 1000.), 60)
