@@ -7,7 +7,7 @@ Docs: https://fastai-contrastive.github.io/fastai_contrastive/objectives/cmc.htm
 # %% auto #0
 __all__ = ['CMC']
 
-# %% ../../nbs/objectives/19_cmc.ipynb #84c879f7
+# %% ../../nbs/objectives/19_cmc.ipynb #bda47b33
 from fastai.vision.all import *
 from ..distributed import *
 from ..losses import *
@@ -16,7 +16,7 @@ from ..encoder import *
 from ..encoder import SplitBody
 from ..core import *
 
-# %% ../../nbs/objectives/19_cmc.ipynb #40103ac9
+# %% ../../nbs/objectives/19_cmc.ipynb #d6ceedcd
 class CMC(Objective):
     "Brightness against colour, a backbone for each, negatives from the batch of all processes (arXiv 1906.05849)"
     min_views = 1

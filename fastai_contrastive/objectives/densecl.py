@@ -7,7 +7,7 @@ Docs: https://fastai-contrastive.github.io/fastai_contrastive/objectives/densecl
 # %% auto #0
 __all__ = ['dense_match', 'DenseCL']
 
-# %% ../../nbs/objectives/18_densecl.ipynb #da56cdfb
+# %% ../../nbs/objectives/18_densecl.ipynb #dc36a307
 from fastai.vision.all import *
 from ..losses import *
 from ..heads import *
@@ -15,7 +15,7 @@ from ..memory import *
 from ..memory import Queue
 from ..core import *
 
-# %% ../../nbs/objectives/18_densecl.ipynb #564d0d80
+# %% ../../nbs/objectives/18_densecl.ipynb #3f317130
 def dense_match(
     f:Tensor, # Backbone features of one view's cells, (bs, s, nf), any scale
     g:Tensor, # Of the other view's, (bs, s', nf)
@@ -24,7 +24,7 @@ def dense_match(
     f,g = (F.normalize(o.detach().float(), dim=2) for o in (f,g))
     return (f@g.mT).argmax(2)
 
-# %% ../../nbs/objectives/18_densecl.ipynb #fac5a648
+# %% ../../nbs/objectives/18_densecl.ipynb #a55a2076
 class DenseCL(Objective):
     "MoCo v2 for whole views, and for the cells of their maps (arXiv 2011.09157)"
     needs_maps,teacher = True,True
@@ -33,21 +33,21 @@ class DenseCL(Objective):
         temp:float=.2, # Softmax temperature
         lambd:float=.5, # Weight of the dense half, from 0 to 1
         dim:int=128, # Width of the embeddings
-        hidden:int=2048, # Width of the heads' hidden layers
-        queue_size:int=65536, # Negatives in each of the two queues
+        hidden:int|None=None, # Width of the heads' hidden layers; the encoder's if None
+        queue_size:int=4096, # Negatives in each of the two queues
         grid:int=7, # At most this many cells along a side: larger maps are averaged down
-        momentum:float=.999, # Share of its weights that the teacher keeps
-        momentum_end:float|None=None, # At the end of training; `momentum` throughout if None
+        momentum:float=.999, # Share of its weights that the teacher keeps at a step, the same throughout
     ):
         if not temp>0: raise ValueError(f'temp must be above 0: got {temp}')
         if not 0<=lambd<=1: raise ValueError(f'lambd must be from 0 to 1: got {lambd}')
+        if not 0<=momentum<=1: raise ValueError(f'momentum must be from 0 to 1: got {momentum}')
         if grid<1: raise ValueError(f'grid must be 1 or more: got {grid}')
         if queue_size<1: raise ValueError(f'queue_size must be 1 or more: got {queue_size}')
         store_attr()
-        self.momentum_end = ifnone(momentum_end, momentum)
+        self.momentum_end = momentum
 
     def build(self, nf):
-        self.projector,self.dense = (mlp(nf, self.hidden, self.dim, bn=False) for _ in range(2))
+        self.projector,self.dense = (mlp(nf, self.hidden or nf, self.dim, bn=False) for _ in range(2))
         self.queue,self.dense_queue = (Queue(self.queue_size, self.dim) for _ in range(2))
 
     def teacher_heads(self): return dict(projector=self.projector, dense=self.dense)

@@ -7,14 +7,15 @@ Docs: https://fastai-contrastive.github.io/fastai_contrastive/objectives/pirl.ht
 # %% auto #0
 __all__ = ['pirl_nce', 'PIRL']
 
-# %% ../../nbs/objectives/27_pirl.ipynb #d8f57070
+# %% ../../nbs/objectives/27_pirl.ipynb #b7d81c56
 from fastai.vision.all import *
 from ..distributed import *
+from ..heads import *
 from ..views import *
 from ..encoder import _dry_pass
 from ..core import *
 
-# %% ../../nbs/objectives/27_pirl.ipynb #46874c04
+# %% ../../nbs/objectives/27_pirl.ipynb #a040ddda
 def pirl_nce(
     q:Tensor, # Embeddings, (n, dim), any scale
     m:Tensor, # What the memory holds of the same images, (n, dim), any scale
@@ -32,7 +33,7 @@ def pirl_nce(
     rest = torch.where(top, logp.masked_fill(top, -torch.inf).logsumexp(1, keepdim=True), torch.log1p(-logp.exp().masked_fill(top, 0.)))
     return -(logp[:,0] + rest[:,1:].sum(1)).mean()
 
-# %% ../../nbs/objectives/27_pirl.ipynb #ebfe4cc8
+# %% ../../nbs/objectives/27_pirl.ipynb #23bb59ed
 class PIRL(Objective):
     "An image's shuffled pieces against a memory of all images (arXiv 1912.01991)"
     min_views,needs_ids = 1,True
@@ -41,6 +42,7 @@ class PIRL(Objective):
         lambd:float=.5, # Weight of the transformed image, from 0 to 1; the image itself has the rest
         temp:float=.07, # Softmax temperature
         dim:int=128, # Width of the embedding
+        hidden:int|None=None, # Width of the heads' hidden layer with batch norm; None for the paper's linear heads
         n_neg:int=2048, # Negatives drawn for a batch; all of a smaller data set
         momentum:float=.5, # Share of its old row that the memory keeps
         grid:int=3, # Pieces along a side
@@ -56,10 +58,11 @@ class PIRL(Objective):
 
     def build(self, nf):
         if not self.n_items or self.n_items<2: raise ValueError(f'pirl remembers every image: set n_items, how many there are (2 or more), first; got {self.n_items}')
-        self.projector = nn.Linear(nf, self.dim)
-        jig = self.transform=='jigsaw'
-        self.piece,self.joined = nn.Linear(nf, self.dim) if jig else nn.Identity(),nn.Linear(self.grid**2*self.dim if jig else nf, self.dim)
+        head = partial(mlp, *filter(None, (nf, self.hidden, self.dim)))
+        self.projector,self.joined = head(),head()
+        if self.transform=='jigsaw': self.piece,self.joined = self.joined,nn.Linear(self.grid**2*self.dim, self.dim)
         self.register_buffer('memory', F.normalize(torch.randn(self.n_items, self.dim), dim=1))
+        self.register_buffer('met', torch.zeros(self.n_items, dtype=torch.bool))
 
     def fits(self, encoder):
         if self.transform=='rotation': return
@@ -91,9 +94,12 @@ class PIRL(Objective):
     def loss(self, z, t, y):
         f,g = z
         ids,idxs = self._rows(f),torch.randperm(len(self.memory), device=f.device)[:self.n_neg]
-        m,own = (f.detach(),None) if ids is None else (self.memory[ids],ids[:,None]==idxs)
+        new = F.normalize(f.detach(), dim=1)
+        m,own = (new,None) if ids is None else (torch.where(self.met[ids,None], self.memory[ids], new),ids[:,None]==idxs)
         a,b = (pirl_nce(o, m, self.memory[idxs], self.temp, own) for o in (g,f))
-        if self.training and ids is not None: self.remember(gather(ids), gather(f.detach()))
+        if self.training and ids is not None:
+            ids = gather(ids)
+            self.memory[ids],self.met[ids] = gather(F.normalize(self.momentum*m + (1-self.momentum)*new, dim=1)),True
         return self.lambd*a + (1-self.lambd)*b
 
     def _rows(self, f):
@@ -101,7 +107,3 @@ class PIRL(Objective):
         if len(self.ids)!=len(f) or self.ids.max()>=len(self.memory):
             raise ValueError(f'pirl remembers {len(self.memory)} images: got {len(f)} images with {len(self.ids)} ids up to {self.ids.max()}; use a new PIRL() for other data')
         return self.ids.to(f.device)
-
-    def remember(self, ids, f):
-        "Move the memory's rows `ids` (n,) towards `f` (n, dim)"
-        self.memory[ids] = F.normalize(self.momentum*self.memory[ids] + (1-self.momentum)*F.normalize(f, dim=1), dim=1)

@@ -43,7 +43,7 @@ def ready(n_items=20, enc=None, **kwargs):
 
 def test_memory_is_an_average_of_directions_of_the_image_itself():
     obj,enc = ready()
-    mem = obj.memory.clone().double()
+    mem,met = obj.memory.clone().double(),set()
     for s in range(3):
         x = torch.randn(4,3,16,16)
         obj.ids = torch.tensor([3,0,19,s+5])
@@ -52,8 +52,10 @@ def test_memory_is_an_average_of_directions_of_the_image_itself():
         obj(enc, [x, torch.randn(4,3,16,16)]).backward()
         assert not torch.equal(before, obj.memory)
         for r,i in enumerate(obj.ids.tolist()):
-            v = .5*mem[i] + .5*f[r]/f[r].norm()
+            u = f[r]/f[r].norm()
+            v = .5*mem[i] + .5*u if i in met else u
             mem[i] = v/v.norm()
+            met.add(i)
     assert torch.allclose(obj.memory.double(), mem, atol=1e-5)
 
 def test_memory_stands_still_in_validation_and_ids_may_be_missing():
@@ -71,12 +73,21 @@ def test_term_is_weighed_and_an_image_is_no_negative_of_its_own():
     obj,_ = ready(lambd=.3, temp=.2)
     obj.ids,f,g = torch.tensor([2,7,7]),torch.randn(3,5),torch.randn(3,5)
     obj.eval()
+    obj.met[[2,7]] = True
     want = 0.
     for w,o in ((.3,g),(.7,f)):
         for i,k in enumerate(obj.ids.tolist()):
             others = obj.memory[[j for j in range(20) if j!=k]].double()
             want += w*by_hand(o[i:i+1].double(), obj.memory[k:k+1].double(), others, .2)/3
     assert abs(obj.loss((f,g), None, None).item()-want)<1e-4
+
+def test_an_image_that_is_new_stands_in_for_its_row():
+    obj,_ = ready(lambd=1.)
+    obj.ids,f,g = torch.tensor([2,7]),torch.randn(2,5),torch.randn(2,5)
+    obj.eval()
+    obj.met[7] = True
+    want = sum(by_hand(g[i:i+1].double(), m[None].double(), obj.memory[[j for j in range(20) if j!=k]].double(), .07)/2 for i,k,m in ((0,2,f[0]),(1,7,obj.memory[7])))
+    assert abs(obj.loss((f,g), None, None).item()-want)<1e-4*want
 
 def test_negatives_are_drawn():
     obj,_ = ready(n_items=500, n_neg=9, temp=1.)
