@@ -41,6 +41,7 @@ def infomax_nce(
 # %% ../../nbs/objectives/17_amdim.ipynb #eb7851ab
 class AMDIM(Objective):
     "The whole of a view, and its coarse places, against the places of the other view (arXiv 1906.00910); `across=False` is Deep InfoMax (arXiv 1808.06670)"
+    negatives = 'batch'
     needs_maps = True
     def __init__(self,
         across:bool=True, # Compare with the other view? False for Deep InfoMax: one view, its whole with its own places

@@ -19,6 +19,7 @@ from ..core import *
 # %% ../../nbs/objectives/19_cmc.ipynb #d6ceedcd
 class CMC(Objective):
     "Brightness against colour, a backbone for each, negatives from the batch of all processes (arXiv 1906.05849)"
+    negatives = 'batch'
     min_views = 1
     def __init__(self,
         temp:float=.07, # Softmax temperature

@@ -55,6 +55,7 @@ def one_channel(
 # %% ../../nbs/objectives/16_cpc.ipynb #9d7028cf
 class CPC(Objective):
     "Patches predicted from the rows before them, in up to four directions, against all patches of the batch (arXiv 1905.09272)"
+    negatives = 'batch'
     min_views = 1
     def __init__(self,
         n:int|None=None, # Patches along a side; None for as many as leave patches of 16 pixels, at most 7

@@ -27,6 +27,7 @@ def dense_match(
 # %% ../../nbs/objectives/18_densecl.ipynb #a55a2076
 class DenseCL(Objective):
     "MoCo v2 for whole views, and for the cells of their maps (arXiv 2011.09157)"
+    negatives = 'queue'
     needs_maps,teacher = True,True
     student_views,teacher_views = slice(0,1),slice(1,2)
     def __init__(self,

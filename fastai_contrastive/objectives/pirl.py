@@ -36,6 +36,7 @@ def pirl_nce(
 # %% ../../nbs/objectives/27_pirl.ipynb #23bb59ed
 class PIRL(Objective):
     "An image's shuffled pieces against a memory of all images (arXiv 1912.01991)"
+    negatives = 'memory'
     min_views,needs_ids = 1,True
     def __init__(self,
         transform:str='jigsaw', # What to be blind to: 'jigsaw', or 'rotation' by quarters
