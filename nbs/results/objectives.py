@@ -26,6 +26,11 @@ def jobs(data): return [untrained, *known()] + [reference]*(data!='synth')
 
 # What a narrow encoder, batches of 64 and a few hundred steps need otherwise than the papers' defaults: chosen on the drawn images, with seed 0, never on the images of the table
 settings = dict(
+    cpc=dict(layers=1, hidden=128),
+    dino=dict(n_prototypes=256, hidden=256, bottleneck=64, bn=True, momentum=.99, teacher_temp=.04, freeze=0),
+    swav=dict(n_prototypes=512, queue_size=0, freeze=0, eps=.015),
+    tico=dict(rho=2, dim=64, hidden=256, momentum=.9, momentum_end=.9),
+    wmse=dict(dim=16, hidden=256),
     barlowtwins=dict(dim=128),
     byol=dict(dim=64, hidden=256, pred_hidden=256, momentum=.5, momentum_end=.99),
     moco=dict(momentum=.9, queue_size=128, symmetric=True),
@@ -35,7 +40,7 @@ settings = dict(
     simsiam=dict(dim=256, hidden=256, pred_hidden=64),
     vicreg=dict(dim=256))
 # On the drawn images these have so many times the epochs: they rise later
-slow = dict(barlowtwins=3, byol=3, moco=3, nnclr=3, ressl=3, simsiam=3)
+slow = dict(barlowtwins=3, byol=3, cpc=3, dino=3, moco=3, nnclr=3, ressl=3, simsiam=3, wmse=3)
 
 def data(a):
     "Dataloaders for pretraining and for evaluation"
