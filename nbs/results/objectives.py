@@ -33,14 +33,16 @@ settings = dict(
     wmse=dict(dim=16, hidden=256),
     barlowtwins=dict(dim=128),
     byol=dict(dim=64, hidden=256, pred_hidden=256, momentum=.5, momentum_end=.99),
+    densecl=dict(momentum=.98, queue_size=256),
     moco=dict(momentum=.9, queue_size=128, symmetric=True),
     mocov3=dict(dim=64, hidden=256, momentum=.5, momentum_end=.9),
     nnclr=dict(queue_size=4096, hidden=256, pred_hidden=256, dim=128, temp=.1),
+    pirl=dict(temp=.2, hidden=128),
     ressl=dict(dim=128, hidden=256, momentum=.9, queue_size=128, temp=.2, teacher_temp=.1),
     simsiam=dict(dim=256, hidden=256, pred_hidden=64),
     vicreg=dict(dim=256))
 # On the drawn images these have so many times the epochs: they rise later
-slow = dict(barlowtwins=3, byol=3, cpc=3, dino=3, moco=3, nnclr=3, ressl=3, simsiam=3, wmse=3)
+slow = dict(barlowtwins=3, byol=3, cpc=3, dino=3, moco=3, nnclr=3, ressl=3, simsiam=3, swav=3, wmse=3)
 
 def data(a):
     "Dataloaders for pretraining and for evaluation"
