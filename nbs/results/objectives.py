@@ -42,7 +42,7 @@ settings = dict(
     simsiam=dict(dim=256, hidden=256, pred_hidden=64),
     vicreg=dict(dim=256))
 # On the drawn images these have so many times the epochs: they rise later
-slow = dict(barlowtwins=3, byol=3, cpc=3, dino=3, moco=3, nnclr=3, ressl=3, simsiam=3, swav=3, wmse=3)
+slow = dict(barlowtwins=3, byol=3, cmc=3, cpc=3, dino=3, moco=3, nnclr=3, ressl=3, simsiam=3, swav=3, wmse=3)
 
 def data(a):
     "Dataloaders for pretraining and for evaluation"
