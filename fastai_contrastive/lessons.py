@@ -33,6 +33,7 @@ def lesson_learner(
     **kwargs
 )->Learner: # `contrastive_learner` with its heads made
     "A small learner on the drawn images, always with the same start."
+    set_seed(seed) # A loader draws the seed of its order when it is made
     dls = synth_dls(size=size, bs=bs, labelled=labelled, **kwargs)
     set_seed(seed)
     objective = get_objective(objective)
