@@ -8,7 +8,7 @@ nbs = Path(__file__).resolve().parents[1]/'nbs'
 notebooks = sorted(o.relative_to(nbs) for o in nbs.rglob('*.ipynb') if not any(p[0] in '_.' for p in o.relative_to(nbs).parts))
 
 def run_nb(nb): # Cells marked `eval: false` are nbdev's to leave out
-    env = {**os.environ, 'OMP_NUM_THREADS':os.environ.get('OMP_NUM_THREADS', '2')}
+    env = {**os.environ, 'OMP_NUM_THREADS':'1'} # The numbers of a lesson depend on it: one thread gives those on the page
     return subprocess.run([Path(sys.executable).with_name('nbdev-test'), nb, '--n-workers', '0'], cwd=nbs.parent, env=env, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
 
