@@ -144,21 +144,22 @@ def read_cost(out): return json.loads((Path(out)/'cost.json').read_text()) if (P
 
 def _facts(name):
     "Cells on what kind of method it is"
-    if name not in known(): return '| | |'
+    if name not in known(): return ['','','']
     o = Objective.registry[name]
-    return f"{o.negatives} | {'yes' if o.teacher else ''} | {'yes' if o.large_batch else ''} |"
+    return [o.negatives, 'yes' if o.teacher else '', 'yes' if o.large_batch else '']
 
 def table(out):
     "A row an objective: what it is, mean ± standard deviation over the seeds, and what a step costs"
     got,costs = read_rows(out),read_cost(out)
-    lines = ['| objective | negatives | teacher | large batch | ViT | epochs | kNN | linear | passes | seconds a step | memory, MB |', '| --- '*11+'|']
+    head = ['objective','negatives','teacher','large batch','epochs','kNN','linear'] + ['ViT','passes','seconds a step','memory, MB']*bool(costs)
+    lines = ['| '+' | '.join(head)+' |', '| --- '*len(head)+'|']
     for name in [untrained, *known(), reference]:
         rs,c = got.filter(lambda o: o['objective']==name),costs.get(name)
         if not rs: continue
         title = (f'`{name}`' if name in known() else name) + (' (labels)' if rs[0].get('labels') else '')
-        cells = '| | | |' if not c else f"{c['student_passes']:g}{' + %g'%c['teacher_passes'] if c['teacher_passes'] else ''} | {c['seconds_per_step']:.2f} | {c['mb']} |"
-        vit = {True:'yes', False:'no'}.get(c and c['vit'], '')
-        lines.append(f"| {title} | {_facts(name)} {vit} | {rs[0]['epochs'] if name!=untrained else ''} | {_cell(rs.attrgot('knn'))} | {_cell(rs.attrgot('linear'))} | {cells}")
+        cells = [title, *_facts(name), '' if name==untrained else str(rs[0]['epochs']), _cell(rs.attrgot('knn')), _cell(rs.attrgot('linear'))]
+        if c: cells += [{True:'yes', False:'no'}.get(c['vit'], ''), f"{c['student_passes']:g}{' + %g'%c['teacher_passes'] if c['teacher_passes'] else ''}", f"{c['seconds_per_step']:.2f}", str(c['mb'])]
+        lines.append('| '+' | '.join(cells+['']*(len(head)-len(cells)))+' |')
     return '\n'.join(lines)
 
 def call(*args): return subprocess.run([sys.executable, __file__, *sys.argv[1:], *args], check=False).returncode
