@@ -30,6 +30,7 @@ settings = dict(
     dino=dict(n_prototypes=256, hidden=256, bottleneck=64, bn=True, momentum=.99, teacher_temp=.04, freeze=0),
     swav=dict(n_prototypes=512, queue_size=0, freeze=0, eps=.015),
     tico=dict(rho=2, dim=64, hidden=256, momentum=.9, momentum_end=.9),
+    lejepa=dict(dim=16, hidden=256),
     wmse=dict(dim=16, hidden=256),
     barlowtwins=dict(dim=128),
     byol=dict(dim=64, hidden=256, pred_hidden=256, momentum=.5, momentum_end=.99),
