@@ -7,7 +7,7 @@ Docs: https://fastai-contrastive.github.io/fastai_contrastive/objectives/dino.ht
 # %% auto #0
 __all__ = ['DINO']
 
-# %% ../../nbs/objectives/37_dino.ipynb #06d99838
+# %% ../../nbs/objectives/37_dino.ipynb #fbb29533
 from fastai.vision.all import *
 from ..losses import *
 from ..heads import *
@@ -15,7 +15,7 @@ from ..memory import *
 from ..views import *
 from ..core import *
 
-# %% ../../nbs/objectives/37_dino.ipynb #6bde18d8
+# %% ../../nbs/objectives/37_dino.ipynb #b859e4c1
 class DINO(Objective):
     "Self-distillation: the student gives the centred, sharpened answer of a momentum teacher to another view (arXiv 2104.14294)"
     teacher,teacher_views = True,slice(0,2)
