@@ -67,14 +67,16 @@ def grads(m): return {k:p.grad for k,p in m.named_parameters() if p.requires_gra
 
 # Numbers
 
+# Four batch norms in a row, at a low temperature, bring features of 1e-4 back to scale and give a gradient of 3e5, more than float16 holds: a loss scaler would come down likewise
+steep = {'nnclr'}
+
 @each
 @pytest.mark.parametrize('scale,dtype', [(s,d) for s in (1e-4,1.,1e4) for d in (None,torch.bfloat16,torch.float16) if s<=1 or d is not torch.float16]) # There the encoder itself leaves float16's range
 def test_finite(name, scale, dtype):
     obj,enc = ready(name, partial(conv, scale=scale))
     with torch.autocast('cpu', dtype=dtype or torch.bfloat16, enabled=dtype is not None): c = term_of(obj, enc)
     assert c.shape==() and c.dtype==torch.float32 and torch.isfinite(c)
-    # Batch norms one after another bring tiny features back to scale, and with them the slope: a loss scaler would come down likewise
-    (c*2**-10 if dtype is torch.float16 else c).backward()
+    (c*2**-10 if dtype is torch.float16 and name in steep else c).backward()
     assert all(torch.isfinite(p.grad).all() for m in (obj,enc) for p in m.parameters() if p.grad is not None)
 
 @each
