@@ -7,7 +7,7 @@ Docs: https://fastai-contrastive.github.io/fastai_contrastive/objectives/swav.ht
 # %% auto #0
 __all__ = ['SwAV']
 
-# %% ../../nbs/objectives/36_swav.ipynb #54f1119a
+# %% ../../nbs/objectives/36_swav.ipynb #904ee609
 from fastai.vision.all import *
 from ..distributed import *
 from ..losses import *
@@ -16,7 +16,7 @@ from ..memory import Queue
 from ..views import *
 from ..core import *
 
-# %% ../../nbs/objectives/36_swav.ipynb #601a231a
+# %% ../../nbs/objectives/36_swav.ipynb #81de441b
 class SwAV(Objective):
     "Balanced assignments to prototypes, predicted from the image's other views (arXiv 2006.09882)"
     def __init__(self,
