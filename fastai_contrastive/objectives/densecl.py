@@ -55,9 +55,9 @@ class DenseCL(Objective):
 
     def embed(self, encoder, x, heads):
         "Views (bs, c, h, w) → the whole's embedding (bs, dim), cells' embeddings (bs, s, dim) and backbone features (bs, s, nf)"
-        m = encoder.maps(x).float()
+        whole,m = (o.float() for o in encoder.both(x))
         f = F.adaptive_avg_pool2d(m, [min(self.grid, o) for o in m.shape[-2:]]).flatten(2).mT
-        return self.project(m.mean((2,3)), heads.projector),self.project(f, heads.dense),f
+        return self.project(whole, heads.projector),self.project(f, heads.dense),f
 
     def forward(self, encoder, views, y=None):
         self.check(views, y)
