@@ -30,7 +30,7 @@ settings = dict(
     byol=dict(dim=64, hidden=256, pred_hidden=256, momentum=.5, momentum_end=.99),
     cpc=dict(layers=1, hidden=128),
     densecl=dict(momentum=.98, queue_size=256),
-    dino=dict(n_prototypes=256, hidden=256, bottleneck=64, bn=True, momentum=.99, teacher_temp=.04, freeze=0),
+    dino=dict(n_prototypes=256, hidden=256, bottleneck=64, bn=True, momentum=.9, teacher_temp=.04, center_momentum=0., freeze=99),
     lejepa=dict(dim=16, hidden=256),
     moco=dict(momentum=.9, queue_size=128, symmetric=True),
     mocov3=dict(dim=64, hidden=256, momentum=.5, momentum_end=.9),
@@ -43,7 +43,9 @@ settings = dict(
     vicreg=dict(dim=256),
     wmse=dict(dim=16, hidden=256))
 # On the drawn images these have so many times the epochs: they rise later, as was seen there
-slow = dict(barlowtwins=3, byol=3, cmc=3, cpc=3, dino=3, moco=3, nnclr=3, ressl=3, simsiam=3, swav=3, wmse=3)
+slow = dict(barlowtwins=3, byol=3, cmc=3, cpc=3, dino=3, moco=3, nnclr=3, pirl=3, ressl=3, simsiam=3, wmse=3)
+# And these have other views there: small ones of 16 pixels show too little of a drawing, and a grey one has no colours for CMC to compare
+drawn = dict(cmc=dict(p_grey=0.), dino=dict(n_small=0), swav=dict(n_small=0))
 
 def data(a):
     "Dataloaders for pretraining and for evaluation"
@@ -79,7 +81,7 @@ def make_learner(name, seed, a):
     if name==reference: return lightly_learner(dls, enc, a),enc,labelled
     if name==untrained: return None,enc,labelled
     obj = Objective.registry[name](**settings.get(name, {}))
-    views = obj.views().but(**drawn_views, p_blur=.5, p_solarize=0.) if a.data=='synth' else None
+    views = obj.views().but(**{**drawn_views, 'p_blur':.5, 'p_solarize':0., **drawn.get(name, {})}) if a.data=='synth' else None
     learn = contrastive_learner(labelled if obj.needs_labels else dls, enc, obj, views, wd=a.wd)
     return learn,learn.model[0],labelled
 
