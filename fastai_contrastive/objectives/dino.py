@@ -9,6 +9,7 @@ __all__ = ['DINO']
 
 # %% ../../nbs/objectives/37_dino.ipynb #fbb29533
 from fastai.vision.all import *
+from ..distributed import *
 from ..losses import *
 from ..heads import *
 from ..memory import *
@@ -31,6 +32,7 @@ class DINO(Objective):
         momentum:float=.996, # Share of its weights that the teacher keeps at each step, at the beginning
         momentum_end:float=1., # And at the end
         center_momentum:float=.9, # Share of the old centre that is kept at each step
+        balance:str='center', # What keeps the answers apart: 'center', or 'sinkhorn' as in DINOv2 (arXiv 2304.07193), which has no centre
         freeze:int=1, # Epochs of the first fit in which the prototypes stand still
     ):
         for k,v in dict(temp=temp, teacher_temp=teacher_temp, warmup_temp=warmup_temp).items():
@@ -39,6 +41,7 @@ class DINO(Objective):
             if not 0<=v<=1: raise ValueError(f'{k} must be from 0 to 1: got {v}')
         for k,v,lo in (('n_prototypes',n_prototypes,2),('hidden',hidden,1),('bottleneck',bottleneck,1),('freeze',freeze,0)):
             if v<lo: raise ValueError(f'{k} must be {lo} or more: got {v}')
+        if balance not in ('center','sinkhorn'): raise ValueError(f"balance must be 'center' or 'sinkhorn': got {balance!r}")
         store_attr()
         self.register_buffer('n_fits', torch.zeros((), dtype=torch.long))
 
@@ -61,11 +64,21 @@ class DINO(Objective):
     @property
     def now_temp(self)->float: return self.warmup_temp + (self.teacher_temp-self.warmup_temp)*(min(1, self.pct_train/self.warmup) if self.warmup else 1)
 
+    @torch.no_grad()
+    def answers(self,
+        scores:list, # The teacher's scores of each large view, (bs, n_prototypes), from -1 to 1
+    )->list: # (bs, n_prototypes) each; rows sum to 1
+        "Centred and sharpened, or balanced over the views' rows of all processes."
+        s = torch.cat(scores)
+        if self.balance=='center': q = ((s-self.center.mean)/self.now_temp).softmax(1)
+        else: q = sinkhorn(gather(s), self.now_temp)[gather(s.new_full((len(s),), rank()))==rank()]
+        return q.split([len(o) for o in scores])
+
     def loss(self, z, t, y):
         if self.training and self.pct_train==0: self.n_fits += 1
         sims = [self.prototypes(o, frozen=self.epoch<self.freeze and self.n_fits<2) for o in z]
         t = [self.ema.prototypes(o) for o in t]
-        qs = [((o-self.center.mean)/self.now_temp).softmax(1) for o in t]
+        qs = self.answers(t)
         loss = torch.stack([swapped_ce(s, q, self.temp) for i,q in enumerate(qs) for j,s in enumerate(sims) if i!=j]).mean()
         if self.training: self.center.update(torch.cat(t))
         return loss

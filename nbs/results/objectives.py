@@ -30,7 +30,7 @@ settings = dict(
     byol=dict(dim=64, hidden=256, pred_hidden=256, momentum=.5, momentum_end=.99),
     cpc=dict(layers=1, hidden=128),
     densecl=dict(momentum=.98, queue_size=256),
-    dino=dict(n_prototypes=256, hidden=256, bottleneck=64, bn=True, momentum=.9, teacher_temp=.04, center_momentum=0., freeze=99),
+    dino=dict(n_prototypes=512, hidden=256, bottleneck=128, bn=True, momentum=.5, momentum_end=.99, teacher_temp=.02, warmup_temp=.02, balance='sinkhorn', freeze=0),
     lejepa=dict(dim=16, hidden=256),
     moco=dict(momentum=.9, queue_size=128, symmetric=True),
     mocov3=dict(dim=64, hidden=256, momentum=.5, momentum_end=.9),
@@ -41,9 +41,9 @@ settings = dict(
     swav=dict(n_prototypes=512, queue_size=0, freeze=0, eps=.015),
     tico=dict(rho=2, dim=64, hidden=256, momentum=.9, momentum_end=.9),
     vicreg=dict(dim=256),
-    wmse=dict(dim=16, hidden=256))
+    wmse=dict(dim=16))
 # On the drawn images these have so many times the epochs: they rise later, as was seen there
-slow = dict(barlowtwins=3, byol=3, cmc=3, cpc=3, dino=3, moco=3, nnclr=3, pirl=3, ressl=3, simsiam=3)
+slow = dict(barlowtwins=3, byol=3, cmc=3, cpc=3, densecl=3, dino=3, moco=3, nnclr=3, pirl=3, ressl=3, simsiam=3)
 # And these have other views there: small ones of 16 pixels show too little of a drawing, a grey one has no colours for CMC to compare, and W-MSE is the paper's variant of four views
 drawn = dict(cmc=dict(p_grey=0.), dino=dict(n_small=0), swav=dict(n_small=0), wmse=dict(n=4))
 

@@ -38,6 +38,20 @@ def test_loss_and_center_over_steps(bs, n_views, temp, teacher_temp):
         center = .8*center + .2*torch.cat([scores(a, o.ema.prototypes.weight) for a in t]).mean(0)
         close(o.center.mean[0], center.float(), 1e-6)
 
+@pytest.mark.parametrize('bs,n_views,teacher_temp', [(5,2,.1), (7,4,.05)])
+def test_balanced_instead_of_centred(bs, n_views, teacher_temp):
+    "DINOv2's answers: three rounds over the rows of both large views, each with columns and then rows of one sum"
+    o,_ = dino(balance='sinkhorn', teacher_temp=teacher_temp)
+    z,t = [torch.randn(bs, 6) for _ in range(n_views)],[torch.randn(bs, 6)*5 for _ in range(2)]
+    q = (torch.cat([scores(a, o.ema.prototypes.weight) for a in t])/teacher_temp).exp()
+    for _ in range(3):
+        q = q/q.sum(0)/q.shape[1]
+        q = q/q.sum(1, keepdim=True)/len(q)
+    q = (q*len(q)).split(bs)
+    h = [torch.stack([softmax(r/o.temp).log() for r in scores(b, o.prototypes.weight)]) for b in z]
+    want = [-(a*b).sum(1).mean() for i,a in enumerate(q) for j,b in enumerate(h) if i!=j]
+    assert abs(o.loss(z, t, None).item()-sum(want).item()/len(want))<1e-5
+
 def test_no_state_changes_in_validation():
     o,_ = dino()
     o.pct_train = 0.
@@ -124,7 +138,7 @@ def test_head():
     assert abs(o.projector[2].weight.std().item()-.02)<1e-3 and not any(m.bias.any() for m in o.projector if hasattr(m, 'bias'))
 
 @pytest.mark.parametrize('kw', [dict(temp=0), dict(teacher_temp=-1), dict(warmup_temp=0), dict(warmup=1.5), dict(momentum=1.1), dict(momentum_end=-1),
-    dict(center_momentum=2), dict(n_prototypes=1), dict(hidden=0), dict(bottleneck=0), dict(freeze=-1)])
+    dict(center_momentum=2), dict(n_prototypes=1), dict(hidden=0), dict(bottleneck=0), dict(freeze=-1), dict(balance='mean')])
 def test_bad_settings(kw):
     with pytest.raises(ValueError, match=next(iter(kw))+' must be'): DINO(**kw)
 
