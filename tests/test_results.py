@@ -58,6 +58,20 @@ def test_objectives_have_the_same_seeds(run):
     assert len(seeds['untrained'])>=2
     assert not {n:o for n,o in seeds.items() if o!=seeds['untrained']}
 
+@objs
+def test_every_objective_has_rows(run):
+    m = script('objectives')
+    rows = read(run)
+    assert {o['objective'] for o in rows}==set(m.jobs(rows[0]['data']))
+
+def test_costs():
+    "Measured for every objective, in one setting and the rows' own settings"
+    m,costs = script('objectives'),json.loads((results/'objectives-64px'/'cost.json').read_text())
+    assert set(costs)=={*m.known(),m.reference}
+    check_rows(list(costs.values()), ('data','size','bs','arch','arch_args','commit'))
+    rows = {o['objective']:o for o in read(results/'objectives-64px')}
+    for k,c in costs.items(): assert c['settings']==rows[k]['settings'], k
+
 # On the drawn images: kNN accuracy that an objective gains over the untrained encoder, at least, in each of three seeds
 margin = .05
 drawn = {(o['objective'],o['seed']):o for o in read(results/'objectives-drawn-32px')}

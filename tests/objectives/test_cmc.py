@@ -37,6 +37,7 @@ def test_views_leave_the_colours():
     x,_ = images(6)
     v, = CMC().views().but(scale=None, p_flip=0.)(x)
     assert torch.allclose(v, x, atol=1e-5)
+    assert not any(getattr(CMC().views(), k) for k in ('p_jitter','p_grey','p_blur','p_solarize'))
 
 def test_an_ordinary_encoder_is_refused_and_told_what_to_do():
     for learn in (finetune_learner(make_dls(size=32), create_encoder(plain_body()), n_out=4, loss_func=CrossEntropyLossFlat(), cbs=ContrastiveCallback(CMC())),

@@ -38,7 +38,8 @@ def test_forward_takes_maps_of_both_networks():
     "The term from the encoder's maps, written out, for maps that are averaged down and for maps that are not"
     for grid in (2,7):
         obj,enc = ready(grid=grid)
-        with torch.no_grad(): next(obj.ema.encoder.parameters()).mul_(.5)
+        with torch.no_grad(): # Another teacher in all of its parts
+            for p in obj.ema.parameters(): p.add_(.1*torch.randn_like(p))
         views = [torch.randn(3,3,16,16) for _ in range(2)]
         def embed(e, h, x):
             m = e.maps(x)
@@ -62,7 +63,7 @@ def test_queues_hold_the_teachers_keys_in_order():
             at = (at+1)%11
         assert torch.allclose(obj.queue.items, whole, atol=1e-6) and torch.allclose(obj.dense_queue.items, cells, atol=1e-6)
         with torch.no_grad():
-            for p in enc.parameters(): p.add_(.1*torch.randn_like(p))
+            for p in (*enc.parameters(), *obj.projector.parameters(), *obj.dense.parameters()): p.add_(.1*torch.randn_like(p))
         obj.after_step(enc)
     obj.eval()
     obj(enc, views)
