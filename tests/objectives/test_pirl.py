@@ -42,7 +42,7 @@ def ready(n_items=20, enc=None, **kwargs):
     return obj.set_up(enc).train(),enc.train()
 
 def test_memory_is_an_average_of_directions_of_the_image_itself():
-    obj,enc = ready()
+    obj,enc = ready(momentum=.8)
     mem,met = obj.memory.clone().double(),set()
     for s in range(3):
         x = torch.randn(4,3,16,16)
@@ -53,10 +53,21 @@ def test_memory_is_an_average_of_directions_of_the_image_itself():
         assert not torch.equal(before, obj.memory)
         for r,i in enumerate(obj.ids.tolist()):
             u = f[r]/f[r].norm()
-            v = .5*mem[i] + .5*u if i in met else u
+            v = .8*mem[i] + .2*u if i in met else u
             mem[i] = v/v.norm()
             met.add(i)
     assert torch.allclose(obj.memory.double(), mem, atol=1e-5)
+
+@pytest.mark.parametrize('transform', ['jigsaw','rotation'])
+def test_the_last_view_is_transformed_and_has_heads_of_its_own(transform):
+    obj,enc = ready(transform=transform)
+    views,got = [torch.randn(2,3,16,16) for _ in range(2)],{}
+    obj.transformed = lambda e,x: got.update(x=x) or torch.ones(2,5)
+    obj.loss = lambda z,t,y: got.update(f=z[0])
+    obj(enc, views)
+    assert got['x'] is views[1] and torch.allclose(got['f'], obj.projector(enc(views[0])), atol=1e-5)
+    heads = [obj.projector,obj.joined,*([obj.piece] if transform=='jigsaw' else [])]
+    assert len({id(p) for h in heads for p in h.parameters()})==sum(len(list(h.parameters())) for h in heads)
 
 def test_memory_stands_still_in_validation_and_ids_may_be_missing():
     obj,enc = ready()
