@@ -6,6 +6,7 @@ copies can share the work:
     python nbs/results/objectives.py                      # Imagenette at 64 pixels, the size that two CPU cores can do
     python nbs/results/objectives.py --data synth --size 32 --epochs 8 --seeds 3 --out nbs/results/objectives-drawn-32px   # the drawn images
     python nbs/results/objectives.py --size 128 --bs 256 --arch resnet18 --arch-args '{}' --epochs 100 --seeds 3 --short-side 0 --num-workers 12 --out nbs/results/objectives-128px   # on a GPU
+    python nbs/results/objectives.py --epochs 6 --seeds 1 --only pirl --out nbs/results/longer-64px   # does one that is low only need more steps?
     python nbs/results/objectives.py --cost               # seconds, passes and memory of a step, one objective after another on a quiet machine
     python nbs/results/objectives.py --table              # the table of what is there
 
