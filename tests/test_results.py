@@ -7,8 +7,8 @@ from fastai_contrastive.objective import Objective
 
 root = Path(__file__).resolve().parents[1]
 results = root/'nbs/results'
-def runs(kind): return pytest.mark.parametrize('run', sorted(o for o in results.glob(f'{kind}-*') if o.is_dir()), ids=lambda o: o.name)
-wang,objs,real = runs('imagewang'),runs('objectives'),runs('objectives-[0-9]*')
+def runs(glob): return pytest.mark.parametrize('run', sorted(o for o in results.glob(glob) if o.is_dir()), ids=lambda o: o.name)
+wang,objs,real = runs('imagewang-*'),runs('objectives-*'),runs('objectives-[0-9]*')
 
 def script(name):
     spec = importlib.util.spec_from_file_location(f'{name}_results', results/f'{name}.py')
