@@ -11,6 +11,7 @@ __all__ = ['TermOnly', 'ViewsOnly', 'TermColumn', 'frozen_stats', 'fixed_draws',
 
 # %% ../nbs/10_core.ipynb #a1a1327c
 from contextlib import nullcontext
+from itertools import chain
 from fastai.vision.all import *
 from .distributed import *
 from .views import *
@@ -72,7 +73,7 @@ class ContrastiveCallback(Callback):
         views=None, # Batch → list of views; the objective's own at the batch's size if None
         weight=1., # Factor of the term: a number, or a schedule of `pct_train` such as `SchedCos(0,1)`
         encoder=None, # Function from the model to its encoder; `model[0]` if None
-        dl=None, # A second, unlabelled `DataLoader` to feed the term, in place of the batch's own images
+        dl=None, # A second, unlabelled `DataLoader` (of `DataLoaders`, the training one) to feed the term, in place of the batch's own images
         update_bn:bool=False, # May the views' pass move the running statistics of the encoder's batch norms?
         name:str|None=None, # Column and attribute of the `Learner`; the objective's name if None
     ):
@@ -80,6 +81,7 @@ class ContrastiveCallback(Callback):
         if views is not None and not callable(views): raise TypeError(f'views must be callable, batch → list of views: got {type(views).__name__}')
         if not callable(weight) and not (isinstance(weight, Number) and weight>=0 and np.isfinite(weight)):
             raise ValueError(f'weight must be a number of 0 or more, or a schedule of pct_train: got {weight!r}')
+        if isinstance(dl, DataLoaders): dl = dl.train
         self.views,self.weight,self.encoder,self.dl,self.update_bn,self._name = views,weight,encoder,dl,update_bn,name
         self.loan = Loan()
         self._init_run()
@@ -111,7 +113,7 @@ def __setattr__(self:ContrastiveCallback, k, v):
 @patch
 def _tidy(self:ContrastiveCallback):
     "Leave nothing behind in the learner: heads, column, and what `lr_find` trained"
-    self.loan.reclaim()
+    self._reclaim()
     self._views = self._y = self._it = None
     self.learn.__dict__.pop('_do_epoch', None)
     self.learn.metrics = [m for m in self.learn.metrics if getattr(m, 'cb', None) is not self]
@@ -142,10 +144,18 @@ def _set_up(self:ContrastiveCallback):
     enc = get_encoder(self.learn.model, self.encoder)
     self._enc = enc if isinstance(enc, Encoder) else Encoder(enc, n_in=_n_in(enc))
     self.objective.fits(self._enc)
-    bs = getattr(ifnone(self.dl, self.learn.dls.train), 'bs', None)
-    if bs and bs<self.objective.min_bs: raise ValueError(f'{self.name} needs batches of {self.objective.min_bs} images or more: got bs={bs}')
+    dl = ifnone(self.dl, self.learn.dls.train)
+    bs = getattr(dl, 'bs', None)
+    n,least = ifnone(getattr(dl, 'n', None), math.inf),self.objective.min_bs
+    if bs and bs<least: raise ValueError(f'{self.name} needs batches of {least} images or more: got bs={bs}')
+    if n<least: raise ValueError(f'{self.name} needs batches of {least} images or more: the loader has {n} in all')
+    if bs: self.objective.fits_bs(min(bs*world(), n))
+    if self.dl is not None and self.objective.needs_labels: raise ValueError(f'{self.name} needs labels, and dl= feeds the term images only: leave out dl=, and pass labelled DataLoaders to the Learner')
+    if self.objective.needs_ids and not isinstance(dl, DataLoader): raise ValueError(f"{self.name} needs to know which images a batch holds: pass fastai's DataLoaders, got {type(dl).__name__}")
     if self.views is None: self.views = self.objective.views()
-    if hasattr(self.views, 'setup'): self.views.setup(ifnone(self.dl, self.learn.dls))
+    if hasattr(self.views, 'setup'):
+        if self.dl is not None and not isinstance(self.dl, DataLoader): raise TypeError(f"dl is no fastai DataLoader, so how its images are normalised is not known: got {type(self.dl).__name__}; pass unlabeled_dls(...), or as views= a function")
+        self.views.setup(ifnone(self.dl, self.learn.dls))
 
 def _n_in(m):
     "Channels that the first convolution of `m` takes"
@@ -253,7 +263,12 @@ def _term(self:ContrastiveCallback):
     self.objective.train(self.learn.training)
     if self.learn.training: self.objective.pct_train,self.objective.epoch = self.learn.pct_train,self.learn.epoch
     if _is_channels_last(self.learn.xb[0]): self._views = [v.contiguous(memory_format=torch.channels_last) for v in self._views]
-    with frozen_stats(self._enc, not self.update_bn): return self.objective(self._enc, self._views, self._y)
+    with frozen_stats(self._enc, not self.update_bn):
+        try: return self.objective(self._enc, self._views, self._y)
+        # What timm's encoders raise for images of a size that they cannot take
+        except AssertionError as e: raise ValueError(f"{self.name} failed on views of {_sizes(self._views)} pixels ({e}): if it is their size, pass views=objective.views().but(size=..., small_size=...)") from e
+
+def _sizes(views): return ' and '.join(dict.fromkeys('×'.join(map(str, v.shape[-2:])) for v in views))
 
 def _is_channels_last(x): return x.ndim==4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
@@ -277,6 +292,15 @@ def after_backward(self:ContrastiveCallback):
         for p in self.heads:
             if p.grad is not None: p.grad = all_mean(p.grad)
     self.loan.lend(self.learn.opt, self.heads, () if self.learn.wd_bn_bias else norm_bias_params(self.objective))
+    # What is clipped (`GradientClip`) is what steps: fastai asks the learner, which asks the model, and heads of other terms are to be among it
+    self.learn.parameters = partial(_all_params, self.learn)
+
+def _all_params(learn): return chain(learn.model.parameters(), *[c.heads for c in learn._grab_cbs(ContrastiveCallback) if c._views is not None])
+
+@patch
+def _reclaim(self:ContrastiveCallback):
+    self.loan.reclaim()
+    self.learn.__dict__.pop('parameters', None)
 
 @patch
 def before_step(self:ContrastiveCallback): self._stepped = True
@@ -289,13 +313,13 @@ def after_step(self:ContrastiveCallback):
 
 @patch
 def after_batch(self:ContrastiveCallback):
-    self.loan.reclaim()
+    self._reclaim()
     self._views = self._y = None
 
 @patch
-def after_cancel_train(self:ContrastiveCallback): self.loan.reclaim()
+def after_cancel_train(self:ContrastiveCallback): self._reclaim()
 @patch
-def after_cancel_epoch(self:ContrastiveCallback): self.loan.reclaim()
+def after_cancel_epoch(self:ContrastiveCallback): self._reclaim()
 
 # %% ../nbs/10_core.ipynb #a152711f
 @patch

@@ -56,6 +56,11 @@ class Objective(Module):
         try: _dry_pass(encoder.maps, encoder.body, encoder.n_in)
         except ValueError as e: raise ValueError(f'{self.name} needs maps, and this encoder has none ({e.__cause__})') from e
 
+    def fits_bs(self,
+        bs:int, # Images in a full batch, all processes together
+    ):
+        "Raise `ValueError` if this objective cannot work with batches of `bs` images: asked before the first step, where the loader tells its batch size."
+
     def views(self,
         size:int|None=None, # Pixels; the batch's own if None
     )->Views:

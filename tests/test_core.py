@@ -48,7 +48,7 @@ def check_clean(learn):
     slow = getattr(learn.opt, 'slow_weights', None)
     if slow is not None: assert [len(g) for g in slow]==[len(g) for g in ps]
     assert [m.name for m in learn.metrics]==['accuracy'] and type(learn.model) is nn.Sequential and isinstance(learn.loss_func, CrossEntropyLossFlat)
-    assert '_do_epoch' not in learn.__dict__
+    assert not {'_do_epoch','parameters'} & set(learn.__dict__)
 
 # 1. Heads train
 
@@ -371,11 +371,25 @@ def test_a_gradient_scaler_unscales_the_heads():
         res.append(torch.cat([ws(learn.model), head_ws(cb)]))
     assert torch.allclose(*res, atol=1e-5)
 
+def all_grads(l, *cbs): return [p.grad.clone() for m in (l.model, *[c.objective for c in cbs]) for p in m.parameters()]
+
 def test_gradient_clip():
-    norms = []
-    learn = make_learn(term(100.))
-    fit(learn, cbs=[GradientClip(.1), At('before_step', lambda l: norms.append(nn.utils.get_total_norm([p.grad for p in l.model.parameters()])), n=1, order=50)])
-    assert norms[0]<.1001
+    "One norm over all that steps: the model and the heads of every term"
+    res = []
+    for clip in ([], [GradientClip(.1)]):
+        set_seed(1)
+        cbs = [term(100., objective=built()), term(50., objective=built(), name='again')]
+        learn = make_learn(cbs)
+        fit(learn, cbs=[*clip, At('before_step', lambda l: res.append(all_grads(l, *cbs)), order=50)])
+        check_clean(learn)
+    norm = nn.utils.get_total_norm(res[0])
+    assert norm>1 and all(torch.allclose(b, a*.1/norm, rtol=1e-4, atol=1e-7) for a,b in zip(*res))
+
+@pytest.mark.parametrize('e', [CancelBatchException,CancelTrainException,CancelEpochException,CancelFitException,KeyboardInterrupt])
+def test_gradient_clip_leaves_nothing(e):
+    learn = make_learn(term())
+    try: fit(learn, cbs=[GradientClip(.1), At('before_step', throw(e()), order=12)])
+    except KeyboardInterrupt: pass
     check_clean(learn)
 
 def test_channels_last():
@@ -590,6 +604,35 @@ def test_a_second_loader_gives_no_labels_and_may_be_torchs():
 
 def test_an_empty_second_loader_is_named():
     with pytest.raises(ValueError, match='`dl` is empty'): fit(make_learn(term(dl=[])))
+
+def test_second_loaders_that_cannot_be():
+    class Labels(SimCLR): needs_labels = True
+    class Ids(SimCLR): needs_ids = True
+    torchs = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*images(12)), batch_size=4)
+    with pytest.raises(ValueError, match='labels needs labels, and dl= feeds the term images only'): fit(make_learn(term(objective=Labels(), dl=make_dls().train)))
+    with pytest.raises(TypeError, match="no fastai DataLoader, .* pass unlabeled_dls"): fit(make_learn(term(views=None, dl=torchs)))
+    with pytest.raises(ValueError, match="ids needs to know which images .* got DataLoader"): fit(make_learn(term(objective=Ids(), dl=torchs)))
+    for o in ('labels','ids'): del Objective.registry[o]
+
+def test_dataloaders_as_second_loader():
+    dls = make_dls(labelled=False)
+    cb = term(dl=dls)
+    assert cb.dl is dls.train and np.isfinite(fit(make_learn(cb)).recorder.values[-1][-1])
+
+def test_too_few_images():
+    "Every batch would be passed over, and nothing trained"
+    with pytest.raises(ValueError, match='simclr needs batches of 2 images or more: the loader has 1 in all'): fit(make_learn(term(), make_dls(n=1, bs=8)))
+    with pytest.raises(ValueError, match='the loader has 1 in all'): fit(make_learn(term(dl=make_dls(n=1, bs=8).train)))
+
+def test_views_of_a_size_that_the_encoder_cannot_take():
+    class Even(nn.Module):
+        def forward(self, x):
+            if x.shape[-1]==16: raise AssertionError('Input height (16) should be divisible by patch size (7)')
+            return x
+    learn = make_learn(term(views=lambda x: [x, F.interpolate(x, 20)]), model=pooled(nn.Sequential(Even(), *body())), dls=make_dls(size=14))
+    fit(learn)
+    learn = make_learn(term(views=lambda x: [F.interpolate(x, 16), F.interpolate(x, 20)]), model=pooled(nn.Sequential(Even(), *body())), dls=make_dls(size=14))
+    with pytest.raises(ValueError, match=r'simclr failed on views of 16×16 and 20×20 pixels \(Input height \(16\) .* pass views='): fit(learn)
 
 def test_two_terms_in_one_learner():
     a,b = term(objective=built()),term(.5, objective=built(), name='again')

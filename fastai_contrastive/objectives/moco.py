@@ -41,9 +41,12 @@ class MoCo(Objective):
         self.projector = mlp(nf, self.hidden or nf, self.dim, bn=False)
         self.queue = Queue(self.queue_size, self.dim)
 
+    def fits_bs(self, bs):
+        n = bs*len(range(2)[self.teacher_views])
+        if n>self.queue_size: raise ValueError(f'queue_size must hold the keys of a batch, {n}: got {self.queue_size}; raise queue_size or lower bs')
+
     def loss(self, z, t, y):
-        n = world()*sum(map(len, t))
-        if self.training and n>self.queue_size: raise ValueError(f'queue_size must hold the keys of a batch, {n}: got {self.queue_size}; raise queue_size or lower bs')
+        if self.training: self.fits_bs(world()*len(t[0]))
         c = sum(info_nce(q, k, self.queue.items, self.temp) for q,k in zip(z, t[::-1]))/len(z)
         if self.training:
             for k in t: self.queue.put(k)

@@ -51,9 +51,11 @@ class ReSSL(Objective):
         self.projector = mlp(nf, self.hidden, self.dim, bn=False)
         self.queue = Queue(self.queue_size, self.dim)
 
+    def fits_bs(self, bs):
+        if bs>self.queue_size: raise ValueError(f'queue_size must hold the embeddings of a batch, {bs}: got {self.queue_size}; raise queue_size or lower bs')
+
     def loss(self, z, t, y):
-        n = world()*len(t[0])
-        if self.training and n>self.queue_size: raise ValueError(f'queue_size must hold the embeddings of a batch, {n}: got {self.queue_size}; raise queue_size or lower bs')
+        if self.training: self.fits_bs(world()*len(t[0]))
         near = lambda o: F.normalize(o, dim=1)@self.queue.items.T
         target = (near(t[0])/self.teacher_temp).softmax(1)
         c = sum(swapped_ce(near(o), target, self.temp) for o in z)/len(z)

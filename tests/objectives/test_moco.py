@@ -132,3 +132,10 @@ def test_bad_settings(kwargs, say):
 def test_queue_too_small():
     with pytest.raises(ValueError, match='keys of a batch, 12: got 11; raise queue_size or lower bs'): moco().loss([torch.randn(12,4)], [torch.randn(12,4)], None)
     with pytest.raises(ValueError, match='keys of a batch, 12: got 11'): moco(symmetric=True).loss([torch.randn(6,4)]*2, [torch.randn(6,4)]*2, None)
+
+@pytest.mark.parametrize('symmetric,bs', [(False,12), (True,6)])
+def test_queue_too_small_is_said_before_a_batch_is_drawn(symmetric, bs):
+    def learner(bs, n=24): return make_learn(term(objective=MoCo(dim=4, queue_size=11, symmetric=symmetric), views=throw(KeyError('drawn'))), make_dls(n, bs))
+    with pytest.raises(ValueError, match='keys of a batch, 12: got 11; raise queue_size or lower bs'): fit(learner(bs))
+    with pytest.raises(KeyError, match='drawn'): fit(learner(bs-1))
+    with pytest.raises(KeyError, match='drawn'): fit(learner(64, 5)) # there are no more images than these

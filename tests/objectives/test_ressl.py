@@ -142,3 +142,8 @@ def test_bad_settings(kwargs, say):
 
 def test_queue_too_small():
     with pytest.raises(ValueError, match='embeddings of a batch, 12: got 11; raise queue_size or lower bs'): ressl().loss([torch.randn(12,4)], [torch.randn(12,4)], None)
+
+def test_queue_too_small_is_said_before_a_batch_is_drawn():
+    def learner(bs): return make_learn(term(objective=ReSSL(dim=4, queue_size=11), views=throw(KeyError('drawn'))), make_dls(24, bs))
+    with pytest.raises(ValueError, match='embeddings of a batch, 12: got 11'): fit(learner(12))
+    with pytest.raises(KeyError, match='drawn'): fit(learner(11))
