@@ -107,7 +107,7 @@ def settings(
     try: return {k.arg:ast.literal_eval(k.value) for k in ast.parse(f'dict({s})', mode='eval').body.keywords if k.arg}
     except (SyntaxError, ValueError): raise ArgumentTypeError(f"settings are written key=value,key=value, with text in quotes (loss='l2',grid=4): got {s}") from None
 
-def _names(registry): return ', '.join(sorted(registry))
+def _names(registry): return ', '.join(k+'*'*getattr(registry[k], 'needs_labels', False) for k in sorted(registry))
 
 # %% ../nbs/72_cli.ipynb #5c1c3271
 _data = Annotated[str, 'imagenette, imagewoof, imagewang (fetched if need be), synth (drawn), or a folder with train/ and val/, perhaps unsup/']
@@ -121,7 +121,7 @@ def pretrain(
     arch_args:_kv('arch (widen=.5)')=None,
     task:Annotated[str, f'Pretext task: {_names(PretextTask.registry)}']=None,
     task_args:_kv('task (grid=4)')=None,
-    objective:Annotated[str, f'Contrastive objective: {_names(Objective.registry)}']=None,
+    objective:Annotated[str, f'Objective (*: with labels): {_names(Objective.registry)}']=None,
     objective_args:_kv('objective (temp=.5)')=None,
     views_args:_kv('views (hue=.5,scale=(.4,1))')=None,
     weight:float=1., # Factor of the objective beside a task
@@ -136,7 +136,7 @@ def pretrain(
     num_workers:int=None, # Loading processes; fastai's choice if not given
     out:str='pretrained.safetensors', # Weights file; the row goes beside it as .json
 ):
-    "Pretrain an encoder without labels: on a pretext task, a contrastive objective, or both."
+    "Pretrain an encoder on a pretext task, a contrastive objective, or both. Labels are for an objective that needs them, and are those of train/."
     r = Recipe(data, size, bs, arch, arch_args or {}, task, task_args or {}, objective, objective_args or {}, views_args or {}, weight, epochs, lr, wd, seed, with_val)
     out,kw = check_writable(_beside(out, '.safetensors')),dict(num_workers=num_workers, skip_bad=skip_bad)
     cbs = [Lines()]+([KNNMonitor(labelled_dls(data_path(data, size), size, bs, **kw), k=knn)] if knn is not None else [])

@@ -15,12 +15,22 @@ from .encoder import *
 from .encoder import _dry_pass
 
 # %% ../nbs/09_objective.ipynb #9d538f2e
+def _check_setting(k, v, kind):
+    "Is `v` what the annotation of setting `k` promises? Widths and a teacher's momentum are called alike everywhere."
+    kinds = getattr(kind, '__args__', (kind,))
+    if v is None or isinstance(v, bool): return
+    if int in kinds and not isinstance(v, (int,np.integer)): raise ValueError(f'{k} must be a whole number: got {v!r}')
+    if float in kinds and not (isinstance(v, Number) and math.isfinite(v)): raise ValueError(f'{k} must be a finite number: got {v!r}')
+    if k in ('dim','hidden','pred_hidden') and v<1: raise ValueError(f'{k} must be 1 or more: got {v}')
+    if k in ('momentum','momentum_end') and not 0<=v<=1: raise ValueError(f'{k} must be from 0 to 1: got {v}')
+
 class Objective(Module):
     "A contrastive term: its heads (`build`) and its loss. Subclasses override these two, or `forward` if they see images differently"
     registry = {}
     name = 'objective' # A subclass is called by its own name, in lower case
     min_bs = 2 # Smallest batch that makes sense
     min_views = 2 # Fewest views that it can work with
+    max_views = None # Most views that it has a use for, if there is a limit
     needs_labels = False # Does `loss` need `y`?
     needs_maps = False # Does it look at the encoder's maps? An encoder that gives pooled features only is refused
     needs_ids = False # Does it need to know which images these are? Then `ids`, and `n_items` before `build`, are set
@@ -33,6 +43,12 @@ class Objective(Module):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__name__.lower()
         Objective.registry[cls.name] = cls
+
+    def __pre_init__(self, *args, **kwargs):
+        super().__pre_init__(*args, **kwargs)
+        try: settings = inspect.signature(self.__init__).bind(*args, **kwargs).arguments
+        except TypeError: return # which `__init__` says better
+        for k,v in settings.items(): _check_setting(k, v, type(self).__init__.__annotations__.get(k))
 
     nf = None
     pct_train,epoch = 0.,0 # Where training is, for schedules: kept up to date by the callback
@@ -113,8 +129,12 @@ def set_up(self:Objective,
         self.build(encoder.nf)
         self.nf = encoder.nf
         self.to(dev)
-    if self.teacher and not hasattr(self, 'ema'): self.ema = EMATeacher(encoder=encoder, **self.teacher_heads()).to(dev)
+    if not self.teacher: return self
+    if not hasattr(self, 'ema'): self.ema = EMATeacher(encoder=encoder, **self.teacher_heads()).to(dev)
+    elif _shapes(self.ema.encoder)!=_shapes(encoder): raise ValueError(f"{self.name} has a teacher already, a copy of another encoder: use a new {type(self).__name__}()")
     return self
+
+def _shapes(m): return [p.shape for p in m.parameters()]
 
 @patch(as_prop=True)
 def is_set_up(self:Objective)->bool: return self.nf is not None and (not self.teacher or hasattr(self, 'ema'))
@@ -145,6 +165,7 @@ def teach(self:Objective,
 def check(self:Objective, views, y=None):
     "Raise `ValueError` where views or labels are missing, before anything is computed"
     if len(views)<self.min_views: raise ValueError(f'{self.name} needs at least {self.min_views} views: got {len(views)}; pass views=Views(n={self.min_views})')
+    if self.max_views and len(views)>self.max_views: raise ValueError(f'{self.name} has no use for more than {self.max_views} views: got {len(views)}; pass views=Views(n={self.max_views})')
     if self.needs_labels and y is None: raise ValueError(f'{self.name} needs labels: got a batch without; pass labelled DataLoaders')
     if self.teacher and not hasattr(self, 'ema'): raise ValueError(f'{self.name} has no teacher yet: call objective.set_up(encoder) first')
 

@@ -40,10 +40,13 @@ def pretrain_dls(
     size:int=128, # Pixels
     bs:int=64, # Images a batch
     with_val:bool=False, # May pretraining see the validation images (without labels)?
-    **kwargs # For `unlabeled_dls`
+    labels:bool=False, # The labelled images of `train/` with their labels instead, validated on `val/`?
+    **kwargs # For `unlabeled_dls`, or `labelled_dls`
 )->DataLoaders:
-    "Unlabelled dataloaders over what pretraining may see of `data`; a folder without `train/` is taken whole."
+    "Unlabelled dataloaders over what pretraining may see of `data`; a folder without `train/` is taken whole. Raises `ValueError` for labels together with validation images."
+    if labels and with_val: raise ValueError('with_val would train on the labels of val/: leave it out, or take an objective that needs no labels')
     path = data_path(data, size)
+    if labels: return labelled_dls(path, size, bs, augment=False, **kwargs)
     folders = [o for o in ('train','unsup')+('val',)*with_val if (path/o).is_dir()]
     return unlabeled_dls(path, size, bs, folders=folders if 'train' in folders else None, **kwargs)
 
@@ -113,14 +116,15 @@ def recipe_learner(
     r:Recipe,
     dls=None, # Made from the recipe if None
     cbs=None, # More callbacks
-    **kwargs # For `unlabeled_dls`
+    **kwargs # For `unlabeled_dls`; for `labelled_dls` if the objective needs labels, those of `train/`
 )->Learner:
     "The learner that a recipe describes: a task with or without a term, or a term alone. What is wrong with the settings is found before an image is read."
     enc = create_encoder(r.arch, **r.arch_args)
     obj = Objective.registry[r.objective](**r.objective_args) if r.objective else None
     task = PretextTask.registry[r.task](**r.task_args) if r.task else None
     views = obj.views().but(**r.views_args) if obj and r.views_args else None
-    if dls is None: dls = pretrain_dls(r.data, r.size, r.bs, r.with_val, **kwargs)
+    if obj: enc = obj.prepare(enc)
+    if dls is None: dls = pretrain_dls(r.data, r.size, r.bs, r.with_val, bool(obj and obj.needs_labels), **kwargs)
     if not task: return contrastive_learner(dls, enc, obj, views, cbs=cbs, wd=r.wd)
     cb = [ContrastiveCallback(obj, views, r.weight)] if obj else []
     return pretext_learner(dls, enc, task, cbs=cb+list(L(cbs)), wd=r.wd)
@@ -146,8 +150,8 @@ def pretrain(
     learn = recipe_learner(r, dls, [save, *L(cbs)], **kwargs)
     start = time.time()
     learn.fit_one_cycle(r.epochs, r.lr)
-    row = dict(kind='pretrain', name=r.name, **asdict(r), images=len(learn.dls.train_ds), steps=learn.train_iter, seconds=round(time.time()-start,1),
-        columns=list(learn.recorder.metric_names)[1:-1], values=[[round(float(v),5) for v in o] for o in learn.recorder.values], **provenance())
+    row = dict(kind='pretrain', name=r.name, **asdict(r), labels=any(c.objective.needs_labels for c in learn._grab_cbs(ContrastiveCallback)), images=len(learn.dls.train_ds), steps=learn.train_iter, seconds=round(time.time()-start,1),
+        columns=list(learn.recorder.metric_names)[1:-1], values=[[v if v is None else round(float(v),5) for v in o] for o in learn.recorder.values], **provenance())
     write_row(row, _beside(out, '.json'))
     return learn,row
 

@@ -9,8 +9,8 @@ from fastai.vision.all import Learner
 from safetensors.torch import load_file
 from fastai_contrastive import cli, recipes
 from fastai_contrastive.core import Objective
-from fastai_contrastive.data import synth_images
-from fastai_contrastive.encoder import create_encoder, save_encoder
+from fastai_contrastive.data import image_files, synth_images
+from fastai_contrastive.encoder import create_encoder, load_encoder, save_encoder
 from fastai_contrastive.pretext.core import PretextTask
 
 commands = dict(demo='demo', pretrain='pretrain', finetune='finetune', eval='evaluate', bench='bench')
@@ -215,3 +215,24 @@ def test_demo(run):
     again = json.loads(Path('b/results.json').read_text())
     assert [(o['knn'],o['accuracy']) for o in rows]==[(o['knn'],o['accuracy']) for o in again]
     assert _same(load_file('a/simclr.safetensors'), load_file('b/simclr.safetensors'))
+
+def test_an_objective_with_labels(run, shapes):
+    "It takes those of train/, alone and beside a task, and never those of val/"
+    for more in ([], ['--task','rotation']):
+        assert run('pretrain', '--data', shapes, '--objective', 'supcon', *more, *tiny, '--out', 'w')[0]==0
+        row = json.loads(Path('w.json').read_text())
+        assert row['labels'] and row['images']==len(image_files(shapes, ['train']))
+    status,_,err = run('pretrain', '--data', shapes, '--objective', 'supcon', '--with-val', *tiny)
+    assert status==2 and 'would train on the labels of val/' in err
+    assert run('pretrain', '--data', shapes, '--objective', 'simclr', *tiny, '--out', 'w')[0]==0
+    assert not json.loads(Path('w.json').read_text())['labels']
+
+def test_a_column_without_a_number(run, shapes):
+    "Two validation images are no batch for W-MSE: the row says null, and is written"
+    assert run('pretrain', '--data', shapes, '--objective', 'wmse', '--objective-args', 'dim=8', *tiny, '--out', 'w')[0]==0
+    assert json.loads(Path('w.json').read_text())['values'][0][1] is None
+    assert run('pretrain', '--data', shapes, '--objective', 'simclr', '--task', 'rotation', '--weight', 0, *tiny, '--out', 'w')[0]==0
+
+def test_cmc_beside_a_task(run, shapes):
+    assert run('pretrain', '--data', shapes, '--objective', 'cmc', '--task', 'rotation', *tiny, '--out', 'w')[0]==0
+    assert load_encoder('w.safetensors').arch=='split:xresnet18'

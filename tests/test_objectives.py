@@ -80,6 +80,38 @@ def test_finite(name, scale, dtype):
     assert all(torch.isfinite(p.grad).all() for m in (obj,enc) for p in m.parameters() if p.grad is not None)
 
 @each
+@pytest.mark.parametrize('by', [1e-6,1e6])
+@pytest.mark.parametrize('bf16', [False,True])
+def test_embeddings_of_any_size(name, by, bf16):
+    "What the heads give is large or tiny, where their batch norms cannot undo it"
+    obj,enc = ready(name)
+    for m in (obj, getattr(obj, 'ema', None)):
+        for o in m.modules() if m else ():
+            if isinstance(o, nn.Linear): o.weight.data.mul_(by), None if o.bias is None else o.bias.data.mul_(by)
+    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=bf16): c = term_of(obj, enc)
+    c.backward()
+    assert torch.isfinite(c) and all(torch.isfinite(p.grad).all() for m in (obj,enc) for p in m.parameters() if p.grad is not None)
+
+@each
+def test_heads_run_in_float32(name):
+    obj,enc = ready(name)
+    seen = set()
+    for o in obj.modules():
+        if isinstance(o, (nn.Linear,nn.Conv2d)) and o not in {*getattr(obj, 'ema', nn.Module()).modules()}: o.register_forward_hook(lambda m,x,y: seen.add(y.dtype))
+    with torch.autocast('cpu', dtype=torch.bfloat16): term_of(obj, enc)
+    assert seen=={torch.float32}
+
+@each
+def test_validation_moves_nothing(name):
+    "No memory, no centre, no count, no running statistics"
+    obj,enc = ready(name)
+    term_of(obj, enc)
+    obj.eval(), enc.eval()
+    was = ws(obj).clone(),ws(enc).clone()
+    with torch.no_grad(): a,b = term_of(obj, enc, seed=1),term_of(obj, enc, seed=1)
+    assert torch.isfinite(a) and a==b and torch.equal(was[0], ws(obj)) and torch.equal(was[1], ws(enc))
+
+@each
 def test_collapsed_is_finite(name):
     "The same image everywhere, and an encoder that answers zero"
     obj,enc = ready(name, partial(conv, scale=0.))
@@ -118,6 +150,38 @@ def test_teacher_follows(name):
     obj.after_step(enc)
     first = next(obj.ema.encoder.parameters())
     assert torch.allclose(first, student[0]-obj.momentum, atol=1e-6)
+
+@pytest.mark.parametrize('name', [o for o in names if Objective.registry[o].teacher])
+def test_a_teacher_of_another_encoder_is_refused(name):
+    "One of the same width, before the first step"
+    obj,enc = ready(name)
+    other = create_encoder(nn.Sequential(nn.Conv2d(3, enc.nf, 3, stride=4), nn.ReLU()))
+    assert other.nf==enc.nf and obj.set_up(enc) is obj
+    with pytest.raises(ValueError, match=f'{name} has a teacher already, a copy of another encoder'): obj.set_up(other)
+
+# Settings and views
+
+def settings_of(name): return [(k,p.annotation) for k,p in list(inspect.signature(Objective.registry[name].__init__).parameters.items())[1:]]
+
+@each
+def test_settings_of_the_wrong_kind(name):
+    "Whole numbers of -1 or 2.5, fractions of nan, infinity or -1, are refused by name"
+    for k,kind in settings_of(name):
+        kinds = getattr(kind, '__args__', (kind,))
+        for v in (-1,2.5) if int in kinds else (math.nan,math.inf,-1.) if float in kinds else ():
+            with pytest.raises(ValueError, match=f'{k}'): Objective.registry[name](**{k:v})
+
+@each
+def test_more_views(name):
+    "A third view counts, or is refused by name"
+    obj,enc = ready(name)
+    obj.ids = torch.arange(8) if obj.needs_ids else None
+    def _term(x3):
+        torch.manual_seed(0)
+        return obj.eval()(enc.eval(), [*two_views(batch()[0]),x3], batch()[1] if obj.needs_labels else None)
+    try: a,b = _term(batch()[0]),_term(batch(seed=3)[0].flip(0))
+    except ValueError as e: assert str(e).startswith(f'{name} has no use for more than {obj.max_views} views: got 3; pass')
+    else: assert torch.isfinite(a) and a!=b
 
 # State
 

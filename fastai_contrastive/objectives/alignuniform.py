@@ -38,6 +38,7 @@ def uniform_loss(
 class AlignUniform(Objective):
     "Two views in one place, and images spread out over the sphere (arXiv 2005.10242)"
     negatives = 'batch'
+    max_views = 2
     def __init__(self,
         align:float=1., # Weight of alignment
         uniform:float=1., # Weight of uniformity

@@ -51,10 +51,10 @@ class AMDIM(Objective):
         clip:float=10., # Scores stay within ±clip
         reg:float=4e-2, # Weight of the mean squared score
     ):
-        if dim<1 or side<1: raise ValueError(f'dim and side must be 1 or more: got {dim} and {side}')
+        if side<1: raise ValueError(f'side must be 1 or more: got {side}')
         if not (clip>0 and reg>=0): raise ValueError(f'clip must be above 0 and reg 0 or more: got {clip} and {reg}')
         store_attr()
-        self.min_views = 1+across
+        self.min_views = self.max_views = 1+across
 
     def build(self, nf):
         self.projector,self.fine = (mlp(nf, self.hidden or nf, self.dim) for _ in range(2))
@@ -83,7 +83,6 @@ class AMDIM(Objective):
 
     def forward(self, encoder, views, y=None):
         self.check(views, y)
-        views = views[:self.min_views]
         e = self.places(*encoder.both(torch.cat(views)))
         z = [dict(zip(e, vs)) for vs in zip(*[v.split([len(o) for o in views]) for v in e.values()])]
         with torch.autocast(views[0].device.type, enabled=False): return self.loss(z, None, y)

@@ -25,8 +25,6 @@ class BarlowTwins(Objective):
         lambd:float=.0051, # Weight of the redundancy
         scale:float=.024, # Factor of the whole loss
     ):
-        for k,v in dict(dim=dim, hidden=ifnone(hidden, dim)).items():
-            if v<1: raise ValueError(f'{k} must be 1 or more: got {v}')
         if not lambd>=0: raise ValueError(f'lambd must be 0 or more: got {lambd}')
         if not scale>0: raise ValueError(f'scale must be above 0: got {scale}')
         store_attr()

@@ -26,10 +26,6 @@ class BYOL(Objective):
         momentum:float=.996, # Share of its weights that the teacher keeps at a step, at the beginning
         momentum_end:float=1., # The same at the end, reached along half a cosine
     ):
-        for k,v in dict(dim=dim, hidden=hidden, pred_hidden=pred_hidden).items():
-            if v<1: raise ValueError(f'{k} must be 1 or more: got {v}')
-        for k,v in dict(momentum=momentum, momentum_end=momentum_end).items():
-            if not 0<=v<=1: raise ValueError(f'{k} must be from 0 to 1: got {v}')
         store_attr()
 
     def build(self, nf):

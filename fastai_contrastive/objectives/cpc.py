@@ -56,7 +56,7 @@ def one_channel(
 class CPC(Objective):
     "Patches predicted from the rows before them, in up to four directions, against all patches of the batch (arXiv 1905.09272)"
     negatives = 'batch'
-    min_views = 1
+    min_views = max_views = 1
     def __init__(self,
         n:int|None=None, # Patches along a side; None for as many as leave patches of 16 pixels, at most 7
         overlap:float=.5, # Share of its side that a patch has in common with the next, 0 ≤ overlap < 1
@@ -74,7 +74,7 @@ class CPC(Objective):
         if steps<first: raise ValueError(f'steps must be ≥ first: got steps {steps}, first {first}')
         if n is not None and n<=first: raise ValueError(f'n must be above first, or nothing can be predicted: got n {n}, first {first}')
         if not 1<=directions<=4: raise ValueError(f'directions must be from 1 to 4: got {directions}')
-        if min(dim, hidden, layers)<1: raise ValueError(f'dim, hidden and layers must be 1 or more: got {dim}, {hidden} and {layers}')
+        if layers<1: raise ValueError(f'layers must be 1 or more: got {layers}')
         if not (scale>0 and 0<=p_drop<=1): raise ValueError(f'scale must be above 0 and p_drop from 0 to 1: got {scale} and {p_drop}')
         store_attr()
 

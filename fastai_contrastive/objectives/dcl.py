@@ -33,6 +33,7 @@ def dcl(
 class DCL(Objective):
     "SimCLR without the partner in the denominator, negatives from the batch of all processes (arXiv 2110.06848)"
     negatives = 'batch'
+    max_views = 2
     sigma = None
     def __init__(self,
         temp:float=.1, # Softmax temperature

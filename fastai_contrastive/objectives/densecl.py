@@ -29,6 +29,7 @@ class DenseCL(Objective):
     "MoCo v2 for whole views, and for the cells of their maps (arXiv 2011.09157)"
     negatives = 'queue'
     needs_maps,teacher = True,True
+    max_views = 2
     student_views,teacher_views = slice(0,1),slice(1,2)
     def __init__(self,
         temp:float=.2, # Softmax temperature
@@ -41,7 +42,6 @@ class DenseCL(Objective):
     ):
         if not temp>0: raise ValueError(f'temp must be above 0: got {temp}')
         if not 0<=lambd<=1: raise ValueError(f'lambd must be from 0 to 1: got {lambd}')
-        if not 0<=momentum<=1: raise ValueError(f'momentum must be from 0 to 1: got {momentum}')
         if grid<1: raise ValueError(f'grid must be 1 or more: got {grid}')
         if queue_size<1: raise ValueError(f'queue_size must be 1 or more: got {queue_size}')
         store_attr()

@@ -37,13 +37,14 @@ class DINO(Objective):
     ):
         for k,v in dict(temp=temp, teacher_temp=teacher_temp, warmup_temp=warmup_temp).items():
             if not v>0: raise ValueError(f'{k} must be above 0: got {v}')
-        for k,v in dict(warmup=warmup, momentum=momentum, momentum_end=momentum_end, center_momentum=center_momentum).items():
+        for k,v in dict(warmup=warmup, center_momentum=center_momentum).items():
             if not 0<=v<=1: raise ValueError(f'{k} must be from 0 to 1: got {v}')
-        for k,v,lo in (('n_prototypes',n_prototypes,2),('hidden',hidden,1),('bottleneck',bottleneck,1),('freeze',freeze,0)):
+        for k,v,lo in (('n_prototypes',n_prototypes,2),('bottleneck',bottleneck,1),('freeze',freeze,0)):
             if v<lo: raise ValueError(f'{k} must be {lo} or more: got {v}')
         if balance not in ('center','sinkhorn'): raise ValueError(f"balance must be 'center' or 'sinkhorn': got {balance!r}")
         store_attr()
         self.register_buffer('n_fits', torch.zeros((), dtype=torch.long))
+        self.register_buffer('at', torch.ones(())) # Where the fit was at the last step: back from there is the next fit
 
     def views(self, size=None):
         return Views(n=2, size=size, scale=(.4,1.), saturation=.2, p_blur=(1.,.1,.5), p_solarize=(0.,.2,0.), n_small=8, small_scale=(.05,.4))
@@ -75,7 +76,9 @@ class DINO(Objective):
         return q.split([len(o) for o in scores])
 
     def loss(self, z, t, y):
-        if self.training and self.pct_train==0: self.n_fits += 1
+        if self.training:
+            self.n_fits += self.pct_train<=self.at
+            self.at.fill_(self.pct_train)
         sims = [self.prototypes(o, frozen=self.epoch<self.freeze and self.n_fits<2) for o in z]
         t = [self.ema.prototypes(o) for o in t]
         qs = self.answers(t)

@@ -41,7 +41,7 @@ class LeJEPA(Objective):
     ):
         if not 0<=lambd<=1: raise ValueError(f'lambd must be from 0 to 1: got {lambd}')
         if knots<3 or knots%2==0: raise ValueError(f'knots must be odd, and 3 or more: got {knots}; try 17')
-        for k,v in (('slices',slices),('dim',dim),('n_global',n_global)):
+        for k,v in (('slices',slices),('n_global',n_global)):
             if v<1: raise ValueError(f'{k} must be 1 or more: got {v}')
         store_attr()
         self.register_buffer('step', torch.zeros((), dtype=torch.long))

@@ -22,6 +22,7 @@ class MoCo(Objective):
     "InfoNCE against a queue of a momentum encoder's keys (MoCo v2, arXiv 2003.04297; arXiv 1911.05722)"
     negatives = 'queue'
     teacher = True
+    max_views = 2
     def __init__(self,
         temp:float=.2, # Softmax temperature
         dim:int=128, # Width of the embedding
@@ -31,7 +32,6 @@ class MoCo(Objective):
         symmetric:bool=False, # Let each of the two views be query and key?
     ):
         if not temp>0: raise ValueError(f'temp must be above 0: got {temp}')
-        if not 0<=momentum<=1: raise ValueError(f'momentum must be from 0 to 1: got {momentum}')
         if queue_size<1: raise ValueError(f'queue_size must be 1 or more: got {queue_size}')
         store_attr()
         self.momentum_end = momentum

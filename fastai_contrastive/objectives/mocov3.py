@@ -20,7 +20,7 @@ class MoCoV3(Objective):
     "Symmetric InfoNCE of a predictor's queries with a momentum encoder's keys, negatives from the batch of all processes (arXiv 2104.02057)"
     negatives,large_batch = 'batch',True
     teacher = True
-    student_views = teacher_views = slice(2)
+    max_views = 2
     def __init__(self,
         temp:float=.2, # Softmax temperature
         dim:int=256, # Width of the embedding
@@ -31,8 +31,6 @@ class MoCoV3(Objective):
     ):
         if not temp>0: raise ValueError(f'temp must be above 0: got {temp}')
         if n_layers<1: raise ValueError(f'n_layers must be 1 or more: got {n_layers}')
-        for k,m in dict(momentum=momentum, momentum_end=momentum_end).items():
-            if not 0<=m<=1: raise ValueError(f'{k} must be from 0 to 1: got {m}')
         store_attr()
 
     def build(self, nf):

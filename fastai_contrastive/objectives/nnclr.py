@@ -26,6 +26,7 @@ def nearest_in(
 class NNCLR(Objective):
     "InfoNCE with a view's nearest neighbour in a queue as the positive, predicted from the other view (arXiv 2104.14548)"
     negatives,large_batch = 'batch',True
+    max_views = 2
     def __init__(self,
         temp:float=.1, # Softmax temperature
         dim:int=256, # Width of the embedding
@@ -43,8 +44,8 @@ class NNCLR(Objective):
         self.queue = Queue(self.queue_size, self.dim)
 
     def loss(self, z, t, y):
-        p1,p2 = map(gather, self.project(torch.cat(z[:2]), self.predictor).chunk(2))
-        nn1,nn2 = (nearest_in(gather(o), self.queue.items) for o in z[:2])
+        p1,p2 = map(gather, self.project(torch.cat(z), self.predictor).chunk(2))
+        nn1,nn2 = (nearest_in(gather(o), self.queue.items) for o in z)
         c = (info_nce(nn1, p2, temp=self.temp) + info_nce(nn2, p1, temp=self.temp))/2
         if self.training: self.queue.put(z[0])
         return c

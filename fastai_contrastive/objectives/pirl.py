@@ -37,7 +37,7 @@ def pirl_nce(
 class PIRL(Objective):
     "An image's shuffled pieces against a memory of all images (arXiv 1912.01991)"
     negatives = 'memory'
-    min_views,needs_ids = 1,True
+    min_views,max_views,needs_ids = 1,2,True
     def __init__(self,
         transform:str='jigsaw', # What to be blind to: 'jigsaw', or 'rotation' by quarters
         lambd:float=.5, # Weight of the transformed image, from 0 to 1; the image itself has the rest
@@ -52,6 +52,7 @@ class PIRL(Objective):
         if transform not in ('jigsaw','rotation'): raise ValueError(f"transform must be 'jigsaw' or 'rotation': got {transform!r}")
         if not temp>0: raise ValueError(f'temp must be above 0: got {temp}')
         if not (0<=lambd<=1 and 0<=momentum<=1): raise ValueError(f'lambd and momentum must be from 0 to 1: got {lambd} and {momentum}')
+        if patch_size is not None and patch_size<1: raise ValueError(f'patch_size must be 1 or more, or None: got {patch_size}')
         if n_neg<2 or grid<2: raise ValueError(f'n_neg and grid must be 2 or more: got {n_neg} and {grid}')
         store_attr()
 

@@ -40,7 +40,6 @@ class ReSSL(Objective):
         momentum:float=.999, # Share of its weights that the teacher keeps at a step, the same throughout
     ):
         if not 0<teacher_temp<temp: raise ValueError(f'teacher_temp must be above 0 and below temp: got {teacher_temp} and temp {temp}')
-        if not 0<=momentum<=1: raise ValueError(f'momentum must be from 0 to 1: got {momentum}')
         if queue_size<2: raise ValueError(f'queue_size must be 2 or more: got {queue_size}')
         store_attr()
         self.momentum_end = momentum

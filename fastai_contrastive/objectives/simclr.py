@@ -19,6 +19,7 @@ from ..core import *
 class SimCLR(Objective):
     "NT-Xent between two views, negatives from the batch of all processes (arXiv 2002.05709)"
     negatives,large_batch = 'batch',True
+    max_views = 2
     def __init__(self,
         temp:float=0.2, # Softmax temperature
         dim:int=128, # Width of the embedding

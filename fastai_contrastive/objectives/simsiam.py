@@ -22,8 +22,6 @@ class SimSiam(Objective):
         hidden:int=2048, # Width of the projector's two hidden layers
         pred_hidden:int=512, # Width of the predictor's hidden layer, a bottleneck
     ):
-        for k,v in dict(dim=dim, hidden=hidden, pred_hidden=pred_hidden).items():
-            if v<1: raise ValueError(f'{k} must be 1 or more: got {v}')
         store_attr()
 
     def build(self, nf):

@@ -19,6 +19,7 @@ from ..core import *
 class TiCo(Objective):
     "Agreement with a teacher, against crowding as a running covariance remembers it (arXiv 2206.10698)"
     teacher = True
+    max_views = 2
     student_views,teacher_views = slice(0,1),slice(1,2)
     def __init__(self,
         rho:float=8., # Weight of the covariance term
@@ -30,7 +31,6 @@ class TiCo(Objective):
     ):
         if not rho>=0: raise ValueError(f'rho must be 0 or more: got {rho}')
         if not 0<=beta<1: raise ValueError(f'beta must be from 0 up to, not including, 1: got {beta}')
-        if dim<1: raise ValueError(f'dim must be 1 or more: got {dim}')
         store_attr()
         self.register_buffer('C', torch.zeros(dim, dim))
 

@@ -26,8 +26,6 @@ class VICReg(Objective):
         var:float=25., # Weight of the variance
         cov:float=1., # Weight of the covariance
     ):
-        for k,v in dict(dim=dim, hidden=ifnone(hidden, dim)).items():
-            if v<1: raise ValueError(f'{k} must be 1 or more: got {v}')
         for k,v in dict(inv=inv, var=var, cov=cov).items():
             if not v>=0: raise ValueError(f'{k} must be 0 or more: got {v}')
         store_attr()

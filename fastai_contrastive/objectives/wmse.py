@@ -37,7 +37,6 @@ class WMSE(Objective):
         w_iter:int=1, # How often the batch is cut into such sub-batches
         eps:float=1e-2, # How far the covariance is shrunk, above 0 and below 1
     ):
-        if dim<1: raise ValueError(f'dim must be 1 or more: got {dim}')
         if w_iter<1: raise ValueError(f'w_iter must be 1 or more: got {w_iter}')
         if not 0<eps<1: raise ValueError(f'eps must be above 0 and below 1: got {eps}')
         if w_size is not None and w_size<=dim: raise ValueError(f'w_size must be above dim: got {w_size} with dim {dim}; raise w_size or lower dim')

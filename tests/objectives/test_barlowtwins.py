@@ -65,7 +65,7 @@ def test_views_are_of_two_kinds():
     a,b = (BarlowTwins().views(32).draw(2000, 32, 32, i) for i in range(2))
     assert (a.sigma>0).all() and not a.solarize.any() and abs((b.sigma>0).float().mean()-.1)<.03 and abs(b.solarize.float().mean()-.2)<.04
 
-@pytest.mark.parametrize('k,v,want', [('dim',0,'1 or more'), ('hidden',0,'1 or more'), ('lambd',-.1,'0 or more'), ('lambd',float('nan'),'0 or more'), ('scale',0.,'above 0')])
+@pytest.mark.parametrize('k,v,want', [('dim',0,'1 or more'), ('hidden',0,'1 or more'), ('lambd',-.1,'0 or more'), ('lambd',float('nan'),'a finite number'), ('scale',0.,'above 0')])
 def test_bad_settings(k, v, want):
     with pytest.raises(ValueError, match=f'{k} must be {want}: got {v}'): BarlowTwins(**{k:v})
 

@@ -90,7 +90,7 @@ def test_one_channel():
     assert torch.equal(one_channel(x[:,:,:1]), x[:,:,:1])
 
 @pytest.mark.parametrize('kw,msg', [(dict(overlap=1.), 'overlap must be'), (dict(first=1), 'raise first to 2'), (dict(overlap=.7), 'raise first to 4'), (dict(steps=1), 'steps must be'),
-    (dict(n=2), 'n must be above first'), (dict(directions=5), 'directions must be'), (dict(scale=0.), 'scale must be'), (dict(p_drop=2.), 'p_drop'), (dict(dim=0), 'dim, hidden and layers')])
+    (dict(n=2), 'n must be above first'), (dict(directions=5), 'directions must be'), (dict(scale=0.), 'scale must be'), (dict(p_drop=2.), 'p_drop'), (dict(dim=0), 'dim must be 1'), (dict(layers=0), 'layers must be 1')])
 def test_bad_settings(kw, msg):
     with pytest.raises(ValueError, match=msg): CPC(**kw)
 

@@ -147,3 +147,8 @@ def test_large_views():
     with pytest.raises(ValueError, match='dino needs two large views'): o(enc, Views(n=1, n_small=3)(x))
     with pytest.raises(ValueError, match='at least 2 views'): o(enc, Views(n=1)(x))
     assert torch.isfinite(o(enc, Views(n=2)(x))) and torch.isfinite(o(enc, Views(n=3, n_small=1)(x)))
+
+def test_fits_are_counted_where_the_weight_begins_at_zero():
+    cb = ContrastiveCallback(DINO(n_prototypes=5, hidden=8, bottleneck=6), weight=SchedCos(0., 1.))
+    learn = make_learn(cb, make_dls(size=32))
+    assert [fit(learn).dino.objective.n_fits.item() for _ in range(3)]==[1,2,3]
