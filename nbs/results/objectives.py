@@ -6,12 +6,12 @@ copies can share the work:
     python nbs/results/objectives.py                      # Imagenette at 64 pixels, the size that two CPU cores can do
     python nbs/results/objectives.py --data synth --size 32 --epochs 8 --seeds 3 --out nbs/results/objectives-drawn-32px   # the drawn images
     python nbs/results/objectives.py --size 128 --bs 256 --arch resnet18 --arch-args '{}' --epochs 100 --seeds 3 --short-side 0 --num-workers 12 --out nbs/results/objectives-128px   # on a GPU
-    python nbs/results/objectives.py --epochs 6 --seeds 1 --only pirl --out nbs/results/longer-64px   # does one that is low only need more steps?
+    python nbs/results/objectives.py --epochs 6 --seeds 1 --only untrained,simclr,lightly-simclr,barlowtwins,byol,pirl,ressl,simsiam --out nbs/results/longer-64px   # do those that are low only need more steps?
     python nbs/results/objectives.py --cost               # seconds, passes and memory of a step, one objective after another on a quiet machine
     python nbs/results/objectives.py --table              # the table of what is there
 
 `untrained` is the encoder as it begins. `lightly-simclr` is the reference: SimCLR with lightly 1.6's transform, head and loss, the same images, encoder, optimizer, schedule, steps and
-evaluation (`pip install 'lightly>=1.6,<1.7'`). Objectives that need labels get those of the training images, all of them: their rows are no comparison with the others.
+evaluation (`pip install 'lightly>=1.6,<1.7'`). `lightly-barlowtwins`, `lightly-byol` and `lightly-simsiam` are the same for three that come out low, with heads as wide as ours. Objectives that need labels get those of the training images, all of them: their rows are no comparison with the others.
 """
 import resource, subprocess, sys, tempfile, time
 from fastcore.script import *
@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from imagewang import small, classes_of_val
 
 untrained,reference = 'untrained','lightly-simclr'
+references = [reference, *(f'lightly-{o}' for o in ('barlowtwins','byol','simsiam'))]
 def known(): return sorted(k for k,v in Objective.registry.items() if v.__module__.startswith('fastai_contrastive.'))
-def jobs(data): return [untrained, *known()] + [reference]*(data!='synth')
+def jobs(data): return [untrained, *known()] + references*(data!='synth')
 
 # What a narrow encoder, batches of 64 and a few hundred steps need otherwise than the papers' defaults: chosen by the kNN accuracy on the drawn validation images, mostly with seed 0, never on Imagenette
 settings = dict(
@@ -55,16 +56,45 @@ def data(a):
     return unlabeled_dls(path, folders=[o for o in ('train','unsup') if (path/o).is_dir()], valid_pct=0, **common),labelled_dls(path, **common)
 
 class Pair(Module):
-    "Two views through one encoder and lightly's head"
-    def __init__(self, encoder, head): self.encoder,self.head = encoder,head
-    def forward(self, a, b): return self.head(self.encoder(torch.cat([a,b]))).chunk(2)
+    "Two views through one encoder, lightly's heads and, if there is one, a teacher: embeddings, or predictions and what they are about"
+    def __init__(self, encoder, head, predictor=None, teacher=False):
+        self.encoder,self.head,self.predictor = encoder,head,predictor
+        self.teacher = nn.ModuleList([deepcopy(encoder), deepcopy(head)]).requires_grad_(False) if teacher else None
 
-def lightly_learner(dls, enc, a):
-    "The reference: lightly's transform on the same files, its head, its loss"
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules import SimCLRProjectionHead
-    from lightly.transforms import SimCLRTransform
-    tfm,loss = SimCLRTransform(input_size=a.size),NTXentLoss(temperature=.2)
+    def forward(self, a, b):
+        x = torch.cat([a,b])
+        z = self.head(self.encoder(x))
+        if self.predictor is None: return z.chunk(2)
+        with torch.no_grad(): t = self.teacher[1](self.teacher[0](x)) if self.teacher else z.detach()
+        return *self.predictor(z).chunk(2),*t.chunk(2)
+
+class Follow(Callback):
+    "lightly's momentum update after each step"
+    def __init__(self, start, end): self.start,self.end = start,end
+    def after_step(self):
+        from lightly.models.utils import update_momentum
+        m = self.model
+        for s,t in zip((m.encoder,m.head), m.teacher): update_momentum(s, t, cos_momentum(self.start, self.pct_train, self.end))
+
+def lightly_parts(name, enc, a):
+    "lightly's transform, its heads around `enc`, its loss of what they give, and callbacks"
+    from lightly import loss as losses,transforms as tfms
+    from lightly.models.modules import heads
+    o = name.removeprefix('lightly-')
+    c = {'hidden':None, **settings.get(o, {})}
+    byol = lambda: tfms.BYOLTransform(*[v(input_size=a.size) for v in (tfms.BYOLView1Transform, tfms.BYOLView2Transform)])
+    if o=='simclr': return tfms.SimCLRTransform(input_size=a.size),Pair(enc, heads.SimCLRProjectionHead(enc.nf, enc.nf, 128)),losses.NTXentLoss(temperature=.2),[]
+    if o=='barlowtwins': return byol(),Pair(enc, heads.BarlowTwinsProjectionHead(enc.nf, c['hidden'] or c['dim'], c['dim'])),losses.BarlowTwinsLoss(),[]
+    cos = losses.NegativeCosineSimilarity()
+    both = lambda p,q,s,t: (cos(p,t)+cos(q,s))/2
+    head,predictor = (getattr(heads, {'byol':'BYOL','simsiam':'SimSiam'}[o]+k) for k in ('ProjectionHead','PredictionHead'))
+    m = Pair(enc, head(enc.nf, c['hidden'], c['dim']), predictor(c['dim'], c['pred_hidden'], c['dim']), teacher=o=='byol')
+    if o=='byol': return byol(),m,both,[Follow(c['momentum'], c['momentum_end'])]
+    return tfms.SimSiamTransform(input_size=a.size),m,both,[]
+
+def lightly_learner(name, dls, enc, a):
+    "A reference: lightly's transform on the same files, its heads, its loss"
+    tfm,model,loss,cbs = lightly_parts(name, enc, a)
     class Files:
         def __init__(self, items): self.items = list(items)
         def __len__(self): return len(self.items)
@@ -72,14 +102,14 @@ def lightly_learner(dls, enc, a):
     loader = lambda ds,**kw: DataLoader(Files(ds.items), bs=a.bs, num_workers=a.num_workers, device=dls.device, **kw)
     pair = DataLoaders(loader(dls.train_ds, shuffle=True, drop_last=True), loader(dls.valid_ds), device=dls.device)
     pair.n_inp = 2
-    return Learner(pair, Pair(enc, SimCLRProjectionHead(enc.nf, enc.nf, 128)), loss_func=lambda pred,y: loss(*pred), wd=a.wd)
+    return Learner(pair, model, loss_func=lambda pred,y: loss(*pred), wd=a.wd, cbs=cbs)
 
 def make_learner(name, seed, a):
     "Learner, encoder and the labelled dataloaders"
     dls,labelled = data(a)
     set_seed(seed)
     enc = create_encoder(a.arch, **a.arch_args)
-    if name==reference: return lightly_learner(dls, enc, a),enc,labelled
+    if name in references: return lightly_learner(name, dls, enc, a),enc,labelled
     if name==untrained: return None,enc,labelled
     obj = Objective.registry[name](**settings.get(name, {}))
     views = obj.views().but(**{**drawn_views, 'p_blur':.5, 'p_solarize':0., **drawn.get(name, {})}) if a.data=='synth' else None
@@ -91,7 +121,7 @@ def spread(f): return F.normalize(f, dim=1).std(0).pow(2).sum().sqrt().item()
 def job(name, seed, a):
     "One objective with one seed: the row"
     learn,enc,labelled = make_learner(name, seed, a)
-    row = dict(objective=name, seed=seed, settings=settings.get(name, {}), **{k:getattr(a, k) for k in kept})
+    row = dict(objective=name, seed=seed, settings=settings.get(name.removeprefix('lightly-'), {}), **{k:getattr(a, k) for k in kept})
     if learn:
         row['epochs'] = epochs = a.epochs*(slow.get(name, 1) if a.data=='synth' else 1)
         # Where fewer images have labels, as many steps take more epochs
@@ -131,14 +161,14 @@ def cost(name, a):
     learn,enc,_ = make_learner(name, 0, a)
     next(iter(learn.dls.train))
     base,steps,counts = peak_mb(),Steps(),[Passes(enc.body, a)]
-    if name!=reference:
+    if name not in references:
         obj = term_of(learn).objective
         obj.n_items = len(learn.dls.train_ds)
         if hasattr(obj.set_up(enc), 'ema'): counts.append(Passes(obj.ema.encoder.body, a))
         for o in counts: o.n = 0
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[steps, ChannelsLast()])
     passes = [round(o.n/len(steps.at),2) for o in counts]
-    return dict(objective=name, settings=settings.get(name, {}), seconds_per_step=round(float(np.median(np.diff(steps.at))),4), mb=round(peak_mb()-base), student_passes=passes[0], teacher_passes=sum(passes[1:]), vit=None if name==reference else takes_vit(name),
+    return dict(objective=name, settings=settings.get(name, {}), seconds_per_step=round(float(np.median(np.diff(steps.at))),4), mb=round(peak_mb()-base), student_passes=passes[0], teacher_passes=sum(passes[1:]), vit=None if name in references else takes_vit(name),
         **{k:getattr(a, k) for k in kept}, **provenance())
 
 def _cell(v): return f'{100*np.mean(v):.1f} ± {100*np.std(v, ddof=1):.1f}' if len(v)>1 else f'{100*v[0]:.1f}'
@@ -157,7 +187,7 @@ def table(out):
     got,costs = read_rows(out),read_cost(out)
     head = ['objective','negatives','teacher','large batch','epochs','kNN','linear'] + ['ViT','passes','seconds a step','memory, MB']*bool(costs)
     lines = ['| '+' | '.join(head)+' |', '| --- '*len(head)+'|']
-    for name in [untrained, *known(), reference]:
+    for name in [untrained, *known(), *references]:
         rs,c = got.filter(lambda o: o['objective']==name),costs.get(name)
         if not rs: continue
         title = (f'`{name}`' if name in known() else name) + (' (labels)' if rs[0].get('labels') else '')
@@ -218,6 +248,6 @@ def main(
         return print(name, seed, {k:row[k] for k in ('knn','linear','spread')}, f'{time.time()-start:.0f} s', flush=True)
     check_writable(Path(out)/'x')
     names = only.split(',') if only else jobs(data)
-    if cost: run_costs([o for o in names if o!=untrained], out)
+    if cost: run_costs([o for o in names if o not in (untrained, *references[1:])], out)
     else: run_jobs(names, seeds, out)
     print(fs['table'](out))
