@@ -33,7 +33,7 @@ class BarlowTwins(Objective):
         h = self.hidden or self.dim
         self.projector = mlp(nf, h, h, self.dim, last_bias=False) # The loss takes off the mean
 
-    def views(self, size=None): return Views(size=size, saturation=.2, p_blur=(1.,.1), p_solarize=(0.,.2))
+    def views(self, size=None): return byol_views(size)
 
     def loss(self, z, t, y):
         return self.scale*torch.stack([barlow(a, b, self.lambd) for a,b in combinations(map(gather, z), 2)]).mean()

@@ -32,7 +32,7 @@ class BYOL(Objective):
         self.projector = mlp(nf, self.hidden, self.dim, last_bias=False) # The loss is blind to it: batch norm follows in the predictor
         self.predictor = mlp(self.dim, self.pred_hidden, self.dim)
 
-    def views(self, size=None): return Views(size=size, saturation=.2, p_blur=(1.,.1), p_solarize=(0.,.2))
+    def views(self, size=None): return byol_views(size)
 
     def loss(self, z, t, y):
         p = self.predictor(torch.cat(z)).chunk(len(z))

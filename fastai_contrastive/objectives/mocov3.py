@@ -37,6 +37,8 @@ class MoCoV3(Objective):
         self.projector = mlp(nf, *[self.hidden]*(self.n_layers-1), self.dim, last_bn=True)
         self.predictor = mlp(self.dim, self.hidden, self.dim, last_bn=True)
 
+    def views(self, size=None): return byol_views(size)
+
     def loss(self, z, t, y):
         q = self.predictor(torch.cat(z)).split([len(o) for o in z])
         return 2*self.temp*sum(info_nce(gather(a), gather(k), temp=self.temp) for a,k in zip(q, t[::-1]))

@@ -106,6 +106,6 @@ class PIRL(Objective):
 
     def _rows(self, f):
         if self.ids is None: return
-        if len(self.ids)!=len(f) or self.ids.max()>=len(self.memory):
-            raise ValueError(f'pirl remembers {len(self.memory)} images: got {len(f)} images with {len(self.ids)} ids up to {self.ids.max()}; use a new PIRL() for other data')
+        if len(self.ids)!=len(f): raise ValueError(f'pirl needs to know which images a batch holds: got {len(f)} images and {len(self.ids)} ids; take items that cannot be loaded out of the data set beforehand')
+        if self.ids.max()>=len(self.memory): raise ValueError(f'pirl remembers {len(self.memory)} images: got ids up to {self.ids.max()}; use a new PIRL() for other data')
         return self.ids.to(f.device)

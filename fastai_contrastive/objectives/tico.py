@@ -35,7 +35,7 @@ class TiCo(Objective):
         self.register_buffer('C', torch.zeros(dim, dim))
 
     def build(self, nf): self.projector = mlp(nf, self.hidden, self.dim)
-    def views(self, size=None): return Views(n=2, size=size, scale=(.08,1.), saturation=.2, p_blur=(1.,.1), p_solarize=(0.,.2))
+    def views(self, size=None): return byol_views(size, scale=(.08,1.))
 
     def loss(self, z, t, y):
         z,t = F.normalize(gather(z[0]), dim=1),gather(t[0])

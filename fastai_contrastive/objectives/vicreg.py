@@ -34,7 +34,7 @@ class VICReg(Objective):
         h = self.hidden or self.dim
         self.projector = mlp(nf, h, h, self.dim, last_bias=False) # None of the three terms would see it
 
-    def views(self, size=None): return Views(size=size, saturation=.2, p_blur=(1.,.1), p_solarize=(0.,.2))
+    def views(self, size=None): return byol_views(size)
 
     def loss(self, z, t, y):
         return torch.stack([vicreg(a, b, self.inv, self.var, self.cov) for a,b in combinations(map(gather, z), 2)]).mean()
