@@ -151,11 +151,18 @@ def _set_up(self:ContrastiveCallback):
     if n<least: raise ValueError(f'{self.name} needs batches of {least} images or more: the loader has {n} in all')
     if bs: self.objective.fits_bs(min(bs*world(), n))
     if self.dl is not None and self.objective.needs_labels: raise ValueError(f'{self.name} needs labels, and dl= feeds the term images only: leave out dl=, and pass labelled DataLoaders to the Learner')
-    if self.objective.needs_ids and not isinstance(dl, DataLoader): raise ValueError(f"{self.name} needs to know which images a batch holds: pass fastai's DataLoaders, got {type(dl).__name__}")
+    if self.objective.needs_ids: self._check_items(dl)
     if self.views is None: self.views = self.objective.views()
     if hasattr(self.views, 'setup'):
         if self.dl is not None and not isinstance(self.dl, DataLoader): raise TypeError(f"dl is no fastai DataLoader, so how its images are normalised is not known: got {type(self.dl).__name__}; pass unlabeled_dls(...), or as views= a function")
         self.views.setup(ifnone(self.dl, self.learn.dls))
+
+@patch
+def _check_items(self:ContrastiveCallback, dl):
+    "Can the objective be told which images a batch holds, and are they those that it remembers?"
+    obj = self.objective
+    if not isinstance(dl, DataLoader): raise ValueError(f"{self.name} needs to know which images a batch holds: pass fastai's DataLoaders, got {type(dl).__name__}")
+    if obj.nf is not None and obj.n_items!=len(dl.dataset): raise ValueError(f'{self.name} remembers {obj.n_items} images: the loader has {len(dl.dataset)}; use a new {type(obj).__name__}() for other data')
 
 def _n_in(m):
     "Channels that the first convolution of `m` takes"
