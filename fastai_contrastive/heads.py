@@ -17,11 +17,14 @@ class HeadNorm(nn.BatchNorm1d):
     "Batch norm with the statistics of all processes' rows, (n, dim)"
     def forward(self, x):
         if not (self.training and is_dist()): return super().forward(x)
-        rows = gather(x)
-        var,mean = torch.var_mean(rows, 0, correction=0)
+        # Each process's number, mean and variance are enough
+        n,(var,mean) = gather(x.new_full((1,1), len(x))),[gather(o[None]) for o in torch.var_mean(x, 0, correction=0)]
+        w,each = n/n.sum(),mean
+        mean = (w*each).sum(0)
+        var = (w*(var+(each-mean)**2)).sum(0)
         with torch.no_grad():
             self.running_mean.lerp_(mean.detach(), self.momentum)
-            self.running_var.lerp_(var.detach()*len(rows)/(len(rows)-1), self.momentum)
+            self.running_var.lerp_(var.detach()*n.sum()/(n.sum()-1), self.momentum)
             self.num_batches_tracked += 1
         x = (x-mean)*(var+self.eps).rsqrt()
         return x*self.weight+self.bias if self.affine else x

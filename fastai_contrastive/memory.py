@@ -80,4 +80,7 @@ class Center(nn.Module):
     @torch.no_grad()
     def update(self,
         x:Tensor, # Rows, (n, dim)
-    ): self.mean = self.mean*self.momentum + gather(x.detach()).float().mean(0, keepdim=True)*(1-self.momentum)
+    ):
+        x = x.detach().float()
+        now = gather(x.sum(0, keepdim=True)).sum(0, keepdim=True)/gather(x.new_full((1,), len(x))).sum()
+        self.mean = self.mean*self.momentum + now*(1-self.momentum)

@@ -305,7 +305,9 @@ def patch_grid(
     if not (isinstance(n, int) and n>0): raise ValueError(f'patch_grid: n must be a whole number of patches, 1 or more: got {n!r}')
     if not 0<=overlap<1: raise ValueError(f'patch_grid: overlap must be from 0 to below 1: got {overlap}')
     h,w = x.shape[-2:]
-    p = int(min(h,w)/(1+(n-1)*(1-overlap)) + 1e-6)
+    # Whole pixels of a step first: patches so far apart that they should not overlap do not
+    step = int(min(h,w)*(1-overlap)/(1+(n-1)*(1-overlap)) + 1e-6)
+    p = int(step/(1-overlap) + 1e-6) if n>1 else min(h,w)
     if p<1 or min(h,w)-p<n-1: raise ValueError(f'patch_grid: images of {h}×{w} pixels are too small for {n}×{n} patches with overlap {overlap}: lower n, or take larger images')
     for d,side in ((2,h),(3,w)):
         step = (side-p)//max(n-1, 1)

@@ -271,7 +271,7 @@ def test_bad_settings(k, val):
 
 # Patches
 
-@pytest.mark.parametrize('h,w,n,overlap,side', [(32,32,3,.5,16), (31,45,4,.25,9), (30,30,7,.5,7), (33,33,3,0.,11), (32,32,3,0.,10), (20,20,1,.5,20)])
+@pytest.mark.parametrize('h,w,n,overlap,side', [(32,32,3,.5,16), (31,45,4,.25,9), (30,30,7,.5,6), (100,100,7,.5,24), (33,33,3,0.,11), (32,32,3,0.,10), (20,20,1,.5,20)])
 def test_patch_grid(h, w, n, overlap, side):
     x = images(2, h, w)
     ps = patch_grid(x, n, overlap)
@@ -282,6 +282,13 @@ def test_patch_grid(h, w, n, overlap, side):
         for j in range(n):
             r,c = top+i*steps[0],left+j*steps[1]
             assert r>=0 and c>=0 and torch.equal(ps[:,i*n+j], x[:,:,r:r+side,c:c+side])
+
+@pytest.mark.parametrize('overlap,apart', [(.5,2), (.75,4), (2/3,3), (0.,1)])
+def test_patches_far_enough_apart_share_no_pixels(overlap, apart):
+    for side in range(28, 321, 4):
+        x = torch.arange(side*side).float().view(1,1,side,side)
+        ps = patch_grid(x, 7, overlap)[0,:,0].flatten(1)
+        for i in range(7-apart): assert not set(ps[7*i].tolist()) & set(ps[7*(i+apart)].tolist()) and not set(ps[i].tolist()) & set(ps[i+apart].tolist()), side
 
 @pytest.mark.parametrize('n,overlap,msg', [(0,0.,'n must be'), (2.,0.,'n must be'), (3,1.,'overlap must be'), (3,-.1,'overlap must be'), (33,0.,'32×40 pixels are too small'), (30,.9,'lower n')])
 def test_patch_grid_bad_input(n, overlap, msg):

@@ -68,6 +68,7 @@ class AMDIM(Objective):
     )->dict: # Embeddings at each scale, (n, places, dim)
         "The whole, the places of the maps, and those of the maps at half the resolution."
         fine = [min(s, self.side) for s in maps.shape[-2:]]
+        if not self.across and fine==[1,1]: raise ValueError(f'{self.name}: with across=False a map of one place is compared with itself, and nothing is learnt: take larger images, or an encoder that shrinks them less')
         x = dict(projector=f[...,None,None], fine=F.adaptive_avg_pool2d(maps, fine))
         if self.across: x['coarse'] = F.adaptive_avg_pool2d(maps, [(s+1)//2 for s in fine])
         x = {k:v.flatten(2).mT for k,v in x.items()}

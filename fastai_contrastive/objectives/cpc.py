@@ -16,7 +16,7 @@ from ..core import *
 
 # %% ../../nbs/objectives/16_cpc.ipynb #0f418415
 class RowContext(nn.Sequential):
-    "Masked residual convolutions: each place sees its own row and those above, at any distance sideways (arXiv 1905.09272)"
+    "Masked residual convolutions: each place sees its own row and those above, with every layer one place further (arXiv 1905.09272)"
     def __init__(self,
         nf:int, # Width of the patches' features, in and out
         hidden:int=256, # Width inside the layers
@@ -46,11 +46,12 @@ def patch_nce(
 def one_channel(
     x:Tensor, # Patches of a batch, (bs, places, c, p, p)
     p:float=1., # Chance that a place is changed
+    generator=None, # Of random numbers, on the CPU; PyTorch's own if None
 )->Tensor: # The same shape
     "At some places of the grid only one channel, drawn at random, is left; the others are 0. The same for all images."
     n,c = x.shape[1:3]
-    keep = F.one_hot(torch.randint(c, (n,), device=x.device), c) | (torch.rand(n, 1, device=x.device)>=p)
-    return x*keep[:,:,None,None].to(x.dtype)
+    keep = F.one_hot(torch.randint(c, (n,), generator=generator), c) | (torch.rand(n, 1, generator=generator)>=p)
+    return x*keep[:,:,None,None].to(x)
 
 # %% ../../nbs/objectives/16_cpc.ipynb #9d7028cf
 class CPC(Objective):
@@ -77,6 +78,7 @@ class CPC(Objective):
         if layers<1: raise ValueError(f'layers must be 1 or more: got {layers}')
         if not (scale>0 and 0<=p_drop<=1): raise ValueError(f'scale must be above 0 and p_drop from 0 to 1: got {scale} and {p_drop}')
         store_attr()
+        self.register_buffer('step', torch.zeros((), dtype=torch.long))
 
     def build(self, nf):
         ks = self.steps-self.first+1
@@ -93,8 +95,10 @@ class CPC(Objective):
         s = min(x.shape[-2:])
         n = self.n or min(7, int(1+(s/16-1)/(1-self.overlap)+1e-6))
         if n<=self.first: raise ValueError(f'{self.name}: images of {s} pixels give {n} patches of 16 along a side, and {self.first+1} are needed: take larger images, or pass n={self.first+1} for smaller patches')
-        ps = one_channel(patch_grid(x.as_subclass(Tensor), n, self.overlap), self.p_drop)
+        ps = one_channel(patch_grid(x.as_subclass(Tensor), n, self.overlap), self.p_drop, torch.Generator().manual_seed(int(self.step)))
+        if self.training: self.step += 1
         try: z = encoder(ps.flatten(0,1)).unflatten(0, (-1,n,n)).float()
+        except torch.cuda.OutOfMemoryError: raise
         except (AssertionError, RuntimeError) as e:
             raise ValueError(f'{self.name}: the encoder failed on patches of {ps.shape[-1]} pixels ({e}): take larger images, a smaller n, or an encoder for any size') from e
         return F.layer_norm(z, z.shape[-1:])

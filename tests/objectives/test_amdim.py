@@ -101,3 +101,4 @@ def test_bad_input():
     with pytest.raises(ValueError, match='places, dim'): infomax_nce(torch.rand(2,3), torch.rand(2,3))
     flat = create_encoder(nn.Sequential(plain_body(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     with pytest.raises(ValueError, match='amdim needs maps'): AMDIM().set_up(flat)
+    with pytest.raises(ValueError, match='a map of one place is compared with itself'): ready(across=False)[0](ready()[1], [torch.rand(2,3,4,4)])

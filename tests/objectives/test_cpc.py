@@ -78,6 +78,22 @@ def test_patches_lie_where_they_were():
 def test_patches_along_a_side(size, overlap, n):
     assert CPC(overlap=overlap).latents(Mean(), torch.rand(1,3,size,size)).shape[1:3]==(n,n)
 
+def test_channels_are_the_same_on_every_process():
+    "Whatever a process's own random state; and others at the next step, but not in validation"
+    obj,x = CPC().train(),images(2, 64)[0]
+    def _z(seed): torch.manual_seed(seed); return obj.latents(Mean(), x)
+    a = _z(0)
+    assert not torch.equal(a, _z(0))
+    obj.step.zero_()
+    assert torch.equal(a, _z(1))
+    obj.eval()
+    assert torch.equal(_z(0), _z(2)) and obj.step==1
+
+def test_out_of_memory_keeps_its_name():
+    class Full(nn.Module):
+        def forward(self, x): raise torch.cuda.OutOfMemoryError('CUDA out of memory')
+    with pytest.raises(torch.cuda.OutOfMemoryError): CPC().latents(Full(), torch.rand(2,3,32,32))
+
 def test_one_channel():
     torch.manual_seed(0)
     x = torch.rand(4,50,3,2,2)+.1
