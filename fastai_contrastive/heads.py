@@ -18,10 +18,10 @@ class HeadNorm(nn.BatchNorm1d):
     def forward(self, x):
         if not (self.training and is_dist()): return super().forward(x)
         # Each process's number, mean and variance are enough
-        n,(var,mean) = gather(x.new_full((1,1), len(x))),[gather(o[None]) for o in torch.var_mean(x, 0, correction=0)]
-        w,each = n/n.sum(),mean
-        mean = (w*each).sum(0)
-        var = (w*(var+(each-mean)**2)).sum(0)
+        var,mean = torch.var_mean(x, 0, correction=0)
+        n,means,var = gather(torch.cat([x.new_tensor([len(x)]), mean, var])[None]).split([1,len(mean),len(var)], 1)
+        mean = (n*means).sum(0)/n.sum()
+        var = (n*(var+(means-mean)**2)).sum(0)/n.sum()
         with torch.no_grad():
             self.running_mean.lerp_(mean.detach(), self.momentum)
             self.running_var.lerp_(var.detach()*n.sum()/(n.sum()-1), self.momentum)
