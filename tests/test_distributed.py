@@ -3,7 +3,9 @@ import pytest, torch.distributed as dist, torch.multiprocessing as mp
 from utils import *
 from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai_contrastive.distributed import *
+from fastai_contrastive.heads import HeadNorm
 from fastai_contrastive.losses import nt_xent
+from fastai_contrastive.memory import Center
 
 class Joined(Objective):
     "Negatives from both processes; no batch norm, whose statistics would be each process's own"
@@ -39,6 +41,22 @@ def _broadcast(self, t, rank):
     dist.broadcast(t, rank)
     return t.tolist()
 
+def rows_of(i):
+    "Rows, far from 0, and what their outputs are weighed by"
+    torch.manual_seed(4)
+    return torch.randn(8, 3)[i]*3+5,torch.randn(8, 3)[i]
+
+def norm_and_center(i):
+    "Two steps of a norm and of a centre on rows `i`"
+    norm,center = HeadNorm(3),Center(3, .75)
+    (x,w),x2 = rows_of(i),rows_of(i)[0].square()
+    x.requires_grad_()
+    y = norm(x)
+    (y*w).sum().backward()
+    norm(x2)
+    for o in (x,x2): center.update(o)
+    return dict(y=y.detach(), x=x.grad, w=norm.weight.grad, b=norm.bias.grad, mean=norm.running_mean, var=norm.running_var, seen=norm.num_batches_tracked, center=center.mean)
+
 def _worker(n, path):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(n), LOCAL_RANK=str(n), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', ACCELERATE_USE_CPU='true')
@@ -57,6 +75,7 @@ def _worker(n, path):
     g = gather(x.requires_grad_())
     (g*torch.arange(10.).view(5,2)*(n+1)).sum().backward()
     res['gather'],res['grad'],res['mean'],res['who'] = g.detach(),x.grad,all_mean(tensor([float(n), 4.])),(is_dist(), world(), rank())
+    res['norm'] = norm_and_center(slice(3) if n==0 else slice(3,8))
     torch.save(res, f'{path}/{n}.pt')
     dist.destroy_process_group()
 
@@ -74,6 +93,13 @@ def test_gather(two):
         assert torch.equal(o['mean'], tensor([.5,4.]))
     # Each process's use of a row sends gradient back to it: once plus twice
     assert torch.equal(torch.cat([o['grad'] for o in two]), 3*torch.arange(10.).view(5,2))
+
+def test_norm_and_center_of_unequal_batches(two):
+    "Three rows here and five there are one batch of eight, backwards too"
+    one,(a,b) = norm_and_center(slice(8)),[o['norm'] for o in two]
+    for k in ('y','x'): assert torch.allclose(torch.cat([a[k],b[k]]), one[k], atol=1e-5), k
+    for k in ('w','b'): assert torch.allclose(a[k]+b[k], one[k], atol=1e-5), k
+    for k in ('mean','var','seen','center'): assert torch.allclose(a[k], one[k], rtol=1e-5) and torch.equal(a[k], b[k]), k
 
 @pytest.mark.parametrize('what', ['joined','alone','local','drawn'])
 def test_same_weights_on_both(two, what):
