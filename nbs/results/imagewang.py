@@ -41,6 +41,7 @@ def classes_of_val(dls): return sorted({int(o) for o in dls.valid_ds.tls[-1]})
 
 def job(name, seed, a):
     "One row with one seed: pretrain, then the four measurements"
+    set_seed(seed) # The order of the images is drawn from when their loader is made
     out = Path(a.out)/'weights'/f'{name}-{seed}'
     wang,nette = small('imagewang', a.short_side),small('imagenette', a.short_side)
     common = dict(size=a.size, bs=a.bs, num_workers=a.num_workers)

@@ -106,6 +106,7 @@ def lightly_learner(name, dls, enc, a):
 
 def make_learner(name, seed, a):
     "Learner, encoder and the labelled dataloaders"
+    set_seed(seed) # The order of the images is drawn from when their loader is made
     dls,labelled = data(a)
     set_seed(seed)
     enc = create_encoder(a.arch, **a.arch_args)
