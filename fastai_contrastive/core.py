@@ -144,23 +144,22 @@ def _set_up(self:ContrastiveCallback):
     enc = get_encoder(self.learn.model, self.encoder)
     self._enc = enc if isinstance(enc, Encoder) else Encoder(enc, n_in=_n_in(enc))
     self.objective.fits(self._enc)
-    dl = ifnone(self.dl, self.learn.dls.train)
-    bs = getattr(dl, 'bs', None)
-    n,least = ifnone(getattr(dl, 'n', None), math.inf),self.objective.min_bs
-    if bs and bs<least: raise ValueError(f'{self.name} needs batches of {least} images or more: got bs={bs}')
-    if n<least: raise ValueError(f'{self.name} needs batches of {least} images or more: the loader has {n} in all')
-    if bs: self.objective.fits_bs(min(bs*world(), n))
-    if self.dl is not None and self.objective.needs_labels: raise ValueError(f'{self.name} needs labels, and dl= feeds the term images only: leave out dl=, and pass labelled DataLoaders to the Learner')
-    if self.objective.needs_ids: self._check_items(dl)
+    self._check_dl(ifnone(self.dl, self.learn.dls.train))
     if self.views is None: self.views = self.objective.views()
     if hasattr(self.views, 'setup'):
         if self.dl is not None and not isinstance(self.dl, DataLoader): raise TypeError(f"dl is no fastai DataLoader, so how its images are normalised is not known: got {type(self.dl).__name__}; pass unlabeled_dls(...), or as views= a function")
         self.views.setup(ifnone(self.dl, self.learn.dls))
 
 @patch
-def _check_items(self:ContrastiveCallback, dl):
-    "Can the objective be told which images a batch holds, and are they those that it remembers?"
+def _check_dl(self:ContrastiveCallback, dl):
+    "Can `dl` give the objective what it needs: images enough, labels, and which images they are?"
     obj = self.objective
+    bs,n,least = getattr(dl, 'bs', None),ifnone(getattr(dl, 'n', None), math.inf),obj.min_bs
+    if bs and bs<least: raise ValueError(f'{self.name} needs batches of {least} images or more: got bs={bs}')
+    if n<least: raise ValueError(f'{self.name} needs batches of {least} images or more: the loader has {n} in all')
+    if bs: obj.fits_bs(min(bs*world(), n))
+    if dl is self.dl and obj.needs_labels: raise ValueError(f'{self.name} needs labels, and dl= feeds the term images only: leave out dl=, and pass labelled DataLoaders to the Learner')
+    if not obj.needs_ids: return
     if not isinstance(dl, DataLoader): raise ValueError(f"{self.name} needs to know which images a batch holds: pass fastai's DataLoaders, got {type(dl).__name__}")
     if obj.nf is not None and obj.n_items!=len(dl.dataset): raise ValueError(f'{self.name} remembers {obj.n_items} images: the loader has {len(dl.dataset)}; use a new {type(obj).__name__}() for other data')
 
@@ -299,7 +298,7 @@ def after_backward(self:ContrastiveCallback):
         for p in self.heads:
             if p.grad is not None: p.grad = all_mean(p.grad)
     self.loan.lend(self.learn.opt, self.heads, () if self.learn.wd_bn_bias else norm_bias_params(self.objective))
-    # What is clipped (`GradientClip`) is what steps: fastai asks the learner, which asks the model, and heads of other terms are to be among it
+    # `GradientClip` asks the learner for its parameters, and gets the model's; what is clipped should be all that steps
     self.learn.parameters = partial(_all_params, self.learn)
 
 def _all_params(learn): return chain(learn.model.parameters(), *[c.heads for c in learn._grab_cbs(ContrastiveCallback) if c._views is not None])

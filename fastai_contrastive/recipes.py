@@ -123,10 +123,10 @@ def recipe_learner(
     obj = Objective.registry[r.objective](**r.objective_args) if r.objective else None
     task = PretextTask.registry[r.task](**r.task_args) if r.task else None
     views = obj.views().but(**r.views_args) if obj and r.views_args else None
-    if obj: enc = obj.prepare(enc)
     if dls is None: dls = pretrain_dls(r.data, r.size, r.bs, r.with_val, bool(obj and obj.needs_labels), **kwargs)
     if not task: return contrastive_learner(dls, enc, obj, views, cbs=cbs, wd=r.wd)
     cb = [ContrastiveCallback(obj, views, r.weight)] if obj else []
+    if obj: enc = obj.prepare(enc)
     return pretext_learner(dls, enc, task, cbs=cb+list(L(cbs)), wd=r.wd)
 
 class SaveEncoder(Callback):
@@ -150,7 +150,8 @@ def pretrain(
     learn = recipe_learner(r, dls, [save, *L(cbs)], **kwargs)
     start = time.time()
     learn.fit_one_cycle(r.epochs, r.lr)
-    row = dict(kind='pretrain', name=r.name, **asdict(r), labels=any(c.objective.needs_labels for c in learn._grab_cbs(ContrastiveCallback)), images=len(learn.dls.train_ds), steps=learn.train_iter, seconds=round(time.time()-start,1),
+    row = dict(kind='pretrain', name=r.name, **asdict(r), labels=any(c.objective.needs_labels for c in learn._grab_cbs(ContrastiveCallback)),
+        images=len(learn.dls.train_ds), steps=learn.train_iter, seconds=round(time.time()-start,1),
         columns=list(learn.recorder.metric_names)[1:-1], values=[[v if v is None else round(float(v),5) for v in o] for o in learn.recorder.values], **provenance())
     write_row(row, _beside(out, '.json'))
     return learn,row

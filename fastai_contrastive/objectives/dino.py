@@ -43,8 +43,7 @@ class DINO(Objective):
             if v<lo: raise ValueError(f'{k} must be {lo} or more: got {v}')
         if balance not in ('center','sinkhorn'): raise ValueError(f"balance must be 'center' or 'sinkhorn': got {balance!r}")
         store_attr()
-        self.register_buffer('n_fits', torch.zeros((), dtype=torch.long))
-        self.register_buffer('at', torch.ones(())) # Where the fit was at the last step: back from there is the next fit
+        self.fit_count = FitCount()
 
     def views(self, size=None):
         return Views(n=2, size=size, scale=(.4,1.), saturation=.2, p_blur=(1.,.1,.5), p_solarize=(0.,.2,0.), n_small=8, small_scale=(.05,.4))
@@ -76,10 +75,8 @@ class DINO(Objective):
         return q.split([len(o) for o in scores])
 
     def loss(self, z, t, y):
-        if self.training:
-            self.n_fits += self.pct_train<=self.at
-            self.at.fill_(self.pct_train)
-        sims = [self.prototypes(o, frozen=self.epoch<self.freeze and self.n_fits<2) for o in z]
+        if self.training: self.fit_count.update(self.pct_train)
+        sims = [self.prototypes(o, frozen=self.epoch<self.freeze and self.fit_count.n<2) for o in z]
         t = [self.ema.prototypes(o) for o in t]
         qs = self.answers(t)
         loss = torch.stack([swapped_ce(s, q, self.temp) for i,q in enumerate(qs) for j,s in enumerate(sims) if i!=j]).mean()

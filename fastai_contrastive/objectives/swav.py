@@ -12,6 +12,7 @@ from fastai.vision.all import *
 from ..distributed import *
 from ..losses import *
 from ..heads import *
+from ..memory import *
 from ..memory import Queue
 from ..views import *
 from ..core import *
@@ -35,8 +36,7 @@ class SwAV(Objective):
         for k,v,lo in (('n_prototypes',n_prototypes,2),('iters',iters,1),('queue_size',queue_size,0),('queue_start',queue_start,0),('freeze',freeze,0)):
             if v<lo: raise ValueError(f'{k} must be {lo} or more: got {v}')
         store_attr()
-        self.register_buffer('n_fits', torch.zeros((), dtype=torch.long))
-        self.register_buffer('at', torch.ones(())) # Where the fit was at the last step: back from there is the next fit
+        self.fit_count = FitCount()
 
     def views(self, size=None): return Views(n=2, size=size, n_small=6)
 
@@ -63,10 +63,8 @@ class SwAV(Objective):
         return sinkhorn(self.prototypes(torch.cat([old, rows])), self.eps, self.iters)[len(old):][mine]
 
     def loss(self, z, t, y):
-        if self.training:
-            self.n_fits += self.pct_train<=self.at
-            self.at.fill_(self.pct_train)
-        sims = [self.prototypes(o, frozen=self.epoch<self.freeze and self.n_fits<2) for o in z]
+        if self.training: self.fit_count.update(self.pct_train)
+        sims = [self.prototypes(o, frozen=self.epoch<self.freeze and self.fit_count.n<2) for o in z]
         qs = [self.assign(o, i) for i,o in enumerate(z[:2])]
         return torch.stack([swapped_ce(s, q, self.temp) for i,q in enumerate(qs) for j,s in enumerate(sims) if i!=j]).mean()
 

@@ -151,4 +151,4 @@ def test_large_views():
 def test_fits_are_counted_where_the_weight_begins_at_zero():
     cb = ContrastiveCallback(DINO(n_prototypes=5, hidden=8, bottleneck=6), weight=SchedCos(0., 1.))
     learn = make_learn(cb, make_dls(size=32))
-    assert [fit(learn).dino.objective.n_fits.item() for _ in range(3)]==[1,2,3]
+    assert [fit(learn).dino.objective.fit_count.n.item() for _ in range(3)]==[1,2,3]
