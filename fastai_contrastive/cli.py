@@ -41,7 +41,10 @@ def error_line(
     head,*more = [o.strip() for o in s.split('\n') if o.strip()] or [type(e).__name__]
     return head + (f" ({'; '.join(o.lstrip('- ') for o in more[:2])}{'; ...' if len(more)>2 else ''})" if more else '')
 
-def command(f):
+def command(
+    f, # The command, as a function
+    more:str='', # To be said in `--help` after its docstring
+):
     "`call_parse` for a command whose script turns a user's mistake into one line and status 2; called from Python it is `f`"
     @wraps(f)
     def _f(*args, **kwargs):
@@ -52,7 +55,7 @@ def command(f):
         except KeyboardInterrupt: line,status = f'\n{prog}: interrupted',130
         print(line, file=sys.stderr)
         raise SystemExit(status)
-    _f.__doc__ = f'{f.__doc__} With CONTRASTIVE_TRACEBACK=1 in the environment an error shows its traceback.'
+    _f.__doc__ = f'{f.__doc__} {more}With CONTRASTIVE_TRACEBACK=1 in the environment an error shows its traceback.'
     cmd = call_parse(_f)
     return cmd
 
@@ -113,7 +116,7 @@ def _names(registry): return ', '.join(k+'*'*getattr(registry[k], 'needs_labels'
 _data = Annotated[str, 'imagenette, imagewoof, imagewang (fetched if need be), synth (drawn), or a folder with train/ and val/, perhaps unsup/']
 def _kv(what): return Annotated[settings, f'Settings of the {what}: key=value,key=value']
 
-@command
+@partial(command, more=f'Objectives (*: with labels): {_names(Objective.registry)}. ')
 def pretrain(
     data:_data='imagewang',
     size:int=128, # Side of the images, pixels
@@ -121,7 +124,7 @@ def pretrain(
     arch_args:_kv('arch (widen=.5)')=None,
     task:Annotated[str, f'Pretext task: {_names(PretextTask.registry)}']=None,
     task_args:_kv('task (grid=4)')=None,
-    objective:Annotated[str, f'Objective (*: with labels): {_names(Objective.registry)}']=None,
+    objective:str=None, # Contrastive objective: one of those above
     objective_args:_kv('objective (temp=.5)')=None,
     views_args:_kv('views (hue=.5,scale=(.4,1))')=None,
     weight:float=1., # Factor of the objective beside a task
