@@ -271,7 +271,7 @@ def test_bad_settings(k, val):
 
 # Patches
 
-@pytest.mark.parametrize('h,w,n,overlap,side', [(32,32,3,.5,16), (31,45,4,.25,9), (30,30,7,.5,6), (100,100,7,.5,24), (33,33,3,0.,11), (32,32,3,0.,10), (20,20,1,.5,20)])
+@pytest.mark.parametrize('h,w,n,overlap,side', [(32,32,3,.5,16), (31,45,4,.25,9), (30,30,7,.5,6), (100,100,7,.5,24), (33,33,3,0.,11), (32,32,3,0.,10), (20,20,1,.5,20), (32,32,1,.3,32)])
 def test_patch_grid(h, w, n, overlap, side):
     x = images(2, h, w)
     ps = patch_grid(x, n, overlap)
