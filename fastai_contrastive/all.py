@@ -3,6 +3,7 @@ from fastai_contrastive.distributed import *
 from fastai_contrastive.losses import *
 from fastai_contrastive.heads import *
 from fastai_contrastive.memory import *
+from fastai_contrastive.stats import *
 from fastai_contrastive.views import *
 from fastai_contrastive.data import *
 from fastai_contrastive.encoder import *

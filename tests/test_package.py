@@ -1,5 +1,5 @@
 "The parts of the repository agree: metadata, layers, exports, README, commands; and importing it is cheap and harmless"
-import ast, json, os, re, shutil, stat, subprocess, sys
+import ast, inspect, json, os, re, shutil, stat, subprocess, sys
 from configparser import ConfigParser
 from email import message_from_string
 from importlib import import_module
@@ -99,26 +99,42 @@ def our_imports(src):
         else: continue
         yield from (o.removeprefix(f'{name}.') for o in mods if o.startswith(f'{name}.') and not o.endswith('__version__'))
 
+# From the ground up; folders side by side know nothing of one another
+floors = [['parts'], ['data'], ['terms'], ['objectives','pretext'], ['evaluation'], ['runs'], ['commands']]
+
+def place(nb): return next(i for i,o in enumerate(floors) if nb.parent.name in o), int(nb.name[:2])
+
 def layers():
-    "Layer of each module; that of a package, and of `all`, is its highest member's"
-    res = {module(o): int(o.name[:2]) for o in numbered()}
+    "Floor, folder and number of each module; those of a package, and of `all`, are its highest member's"
+    res = {module(o): (place(o)[0], o.parent.name, place(o)[1]) for o in numbered()}
     for m,n in list(res.items()):
-        if '.' in m: res[p] = max(n, res.get(p := m.split('.')[0], 0))
-    res['all'] = max(res.get(o, 0) for o in our_imports((lib/'all.py').read_text()))
+        if '.' in m: res[p] = max(n, res.get(p := m.split('.')[0], n))
+    res['all'] = max(res[o] for o in our_imports((lib/'all.py').read_text()))
     return res
 
-def test_numbers_differ():
-    ns = [o.name[:2] for o in numbered()]
-    assert len(ns)>1 and len(ns)==len(set(ns)), f'two notebooks have one number: {ns}'
+def test_every_notebook_is_on_a_floor():
+    lost = [str(o.relative_to(nbs)) for o in nbs.rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts and o not in numbered()
+            and o!=nbs/'index.ipynb' and 'tutorials' not in o.parts]
+    assert not lost and all(o.parent.parent==nbs and any(o.parent.name in f for f in floors) for o in numbered()), lost
 
-@pytest.mark.parametrize('nb', numbered(), ids=lambda o: o.stem)
+def test_numbers_differ():
+    ns = [(o.parent.name, o.name[:2]) for o in numbered()]
+    assert len(ns)>1 and len(ns)==len(set(ns)), f'two notebooks of one floor have one number: {ns}'
+
+@pytest.mark.parametrize('folder', sum(floors, []))
+def test_room(folder):
+    "Two digits in every folder: room for thirty more pages on each floor"
+    assert max(place(o)[1] for o in numbered() if o.parent.name==folder) < 70
+
+@pytest.mark.parametrize('nb', numbered(), ids=lambda o: f'{o.parent.name}-{o.stem}')
 def test_layers(nb):
-    "A notebook, its lessons included, imports only lower numbers"
-    ls,me = layers(),module(nb)
+    "A notebook, its lessons included, imports from lower floors, and from its own only what stands before it"
+    ls,me,(floor,n) = layers(),module(nb),place(nb)
     for src in codes(nb):
         for o in our_imports(src):
             assert o in ls, f'{nb.name} imports {o}, which no notebook makes'
-            assert o==me or ls[o] < int(nb.name[:2]), f'{nb.name} imports {o} of layer {ls[o]}'
+            f,folder,k = ls[o]
+            assert o==me or f<floor or (folder==nb.parent.name and k<n), f'{nb.parent.name}/{nb.name} imports {o} of {folder}/{k:02}'
 
 @pytest.mark.parametrize('nb', [o for o in numbered() if o.parent.name in ('objectives','pretext')], ids=lambda o: o.stem)
 def test_siblings(nb):
@@ -297,6 +313,57 @@ def test_stand_outs(capsys):
         rows += [f'{f.relative_to(root)}:{o.lineno} {o.name}: {k} lines' for o in ast.walk(ast.parse(src))
                  if isinstance(o, ast.FunctionDef) and (k := o.end_lineno-o.lineno+1) > 40]
     with capsys.disabled(): print('', *(rows and ['Long, each a place to look:', *rows]), sep='\n  ')
+
+def exported_lines(src): return [o for o in src.splitlines() if o.strip() and not o.startswith('#|')] if re.match(r'\s*#\|\s*export', src) else []
+
+@pytest.mark.parametrize('nb', numbered(), ids=lambda o: f'{o.parent.name}-{o.stem}')
+def test_page_explains(nb):
+    "Five words of prose for an exported line, on the average of a page: what exports more than it explains is a listing"
+    cells = nbformat.read(nb, as_version=4).cells
+    words = sum(len(c.source.split()) for c in cells if c.cell_type=='markdown')
+    lines = sum(len(exported_lines(c.source)) for c in cells if c.cell_type=='code')
+    assert words >= 5*lines, f'{words} words for {lines} exported lines: {words/lines:.1f} each'
+
+@pytest.mark.parametrize('what', [name,'nbs','scripts'])
+def test_line_length(what):
+    "120 characters are a line's end, in the modules and in the cells of every notebook"
+    rows = [(f'{f.relative_to(root)}:{i}', l) for f in sorted((root/what).rglob('*.py')) if f.name!='_modidx.py' and '.ipynb_checkpoints' not in f.parts
+            for i,l in enumerate(f.read_text(encoding='utf-8').splitlines(), 1)]
+    rows += [(f'{f.relative_to(root)} {c.id}', l) for f in sorted((root/what).rglob('*.ipynb')) if '.ipynb_checkpoints' not in f.parts
+             for c in nbformat.read(f, as_version=4).cells if c.cell_type=='code' for l in c.source.splitlines()]
+    bad = [f'{at} has {len(l)}: {l.strip()[:60]}' for at,l in rows if len(l)>120]
+    assert not bad, '\n'.join([f'{len(bad)} lines are longer than 120 characters', *bad[:40]])
+
+def lacks(o, who):
+    "What the documentation of a function or a class lacks: a docstring, or the type of something that it takes"
+    if not inspect.getdoc(o): yield f'{who} has no docstring'
+    init = vars(o).get('__init__') if isinstance(o, type) else o
+    if not isinstance(inspect.unwrap(init) if init else None, FunctionType): return
+    for k,p in inspect.signature(init, follow_wrapped=False).parameters.items():
+        if k in ('self','cls','memo') or p.kind in (p.VAR_POSITIONAL,p.VAR_KEYWORD): continue
+        if p.annotation is p.empty: yield f'{who}({k}=) has no type'
+
+def public_functions(mod):
+    "Public functions, classes and methods that `mod` makes, with the names a reader knows them by"
+    for k in mod.__all__:
+        o = getattr(mod, k)
+        if getattr(o, '__module__', None)!=mod.__name__ or not callable(o): continue
+        yield k,o
+        if not isinstance(o, type): continue
+        for m,f in vars(o).items():
+            f = getattr(f, '__func__', f)
+            if m.startswith('_') or not isinstance(f, FunctionType): continue
+            # What only overrides a method of a base, such as a callback's events or `forward`, is documented there
+            if not any(hasattr(b, m) for b in o.__mro__[1:]) and not hasattr(Callback, m) and m not in all_events: yield f'{k}.{m}',f
+
+from fastai.callback.core import Callback, _events
+all_events = {str(o) for o in _events}
+
+@pytest.mark.parametrize('mod', sorted(module(o) for o in numbered()))
+def test_documented(mod):
+    "Every public class, function and method has a docstring, and what it takes has a type"
+    bad = [r for k,o in public_functions(import_module(f'{name}.{mod}')) for r in lacks(o, k)]
+    assert not bad, '\n'.join(bad)
 
 @pytest.mark.parametrize('script', cfg['console_scripts'].split())
 def test_console_script(script):
