@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from itertools import chain
 from fastai.vision.all import *
 from .distributed import *
+from .stats import *
 from .views import *
 from .encoder import *
 from .lending import *
@@ -131,6 +132,7 @@ def before_fit(self:ContrastiveCallback):
     if self.learn.lock.locked(): return self._set_up() if self._validates() else None
     self._tidy()
     self._sum,self._n = 0.,0
+    self.objective.discard()
     self._set_up()
     self._guard()
     if not self.alone or len(self.learn._grab_cbs(ContrastiveCallback))>1: self.learn.metrics = [*self.learn.metrics, TermColumn(self)]
@@ -267,7 +269,7 @@ def _term(self:ContrastiveCallback):
     self.objective.train(self.learn.training)
     if self.learn.training: self.objective.pct_train,self.objective.epoch = self.learn.pct_train,self.learn.epoch
     if _is_channels_last(self.learn.xb[0]): self._views = [v.contiguous(memory_format=torch.channels_last) for v in self._views]
-    with frozen_stats(self._enc, not self.update_bn):
+    with frozen_stats(self._enc, not self.update_bn), self.objective.held() if self.learn.training else nullcontext():
         try: return self.objective(self._enc, self._views, self._y)
         # What timm's encoders raise for images of a size that they cannot take
         except AssertionError as e: raise ValueError(f"{self.name} failed on views of {_sizes(self._views)} pixels ({e}): if it is their size, pass views=objective.views().but(size=..., small_size=...)") from e
@@ -309,7 +311,9 @@ def _reclaim(self:ContrastiveCallback):
 @patch
 def before_step(self:ContrastiveCallback): self._stepped = True
 @patch
-def after_cancel_step(self:ContrastiveCallback): self._stepped = False # fastai calls after_step then, too
+def after_cancel_step(self:ContrastiveCallback):
+    self._stepped = False # fastai calls after_step then, too
+    self.objective.discard()
 
 @patch
 def after_step(self:ContrastiveCallback):
@@ -346,12 +350,14 @@ def load_state_dict(self:ContrastiveCallback,
     # A teacher is a copy of an encoder, and that is not known before the first batch
     self._later = None if obj.is_set_up else {k:v for k,v in sd['objective'].items() if k.startswith('ema.')}
     obj.load_state_dict({k:v for k,v in sd['objective'].items() if not (self._later and k in self._later)})
+    obj.unbind()
     self.loan.load_state_dict(sd['opt'], self.heads)
 
 @patch
 def __deepcopy__(self:ContrastiveCallback, memo):
     r = ContrastiveCallback(deepcopy(self.objective, memo), deepcopy(self.views, memo), self.weight, self.encoder, self.dl, self.update_bn, self._name)
     r.loan.load_state_dict(self.loan.state_dict(self.heads), r.heads)
+    if id(self.learn) not in memo: r.objective.unbind()
     object.__setattr__(r, 'learn', memo.get(id(self.learn))) # Copied on its own it has no learner, copied with one it has the copy
     return r
 

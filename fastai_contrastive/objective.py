@@ -6,6 +6,7 @@
 __all__ = ['Objective', 'get_objective']
 
 # %% ../nbs/terms/00_objective.ipynb #6c5d162d
+from contextlib import contextmanager
 from fastai.vision.all import *
 from .memory import *
 from .views import *
@@ -149,6 +150,20 @@ def after_step(self:Objective,
     "What is to be done after each step: the teacher follows."
     if self.teacher: self.ema.update(cos_momentum(self.momentum, self.pct_train, self.momentum_end), encoder=encoder, **self.teacher_heads())
 Objective.momentum,Objective.momentum_end = .996,1.
+
+@patch
+@contextmanager
+def held(self:Objective):
+    "Within, what the objective remembers is written down and not yet moved: `after_step` moves it, `discard` forgets it."
+    yield
+
+@patch
+def discard(self:Objective):
+    "Forget what was written down since the last step of the optimizer."
+
+@patch
+def unbind(self:Objective):
+    "Let the objective be used with another encoder than it was set up for, as after loading a checkpoint."
 
 @patch
 @torch.no_grad()
