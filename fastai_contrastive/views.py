@@ -13,6 +13,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from fastai.vision.all import *
 from matplotlib.figure import Figure
+from .stats import *
 
 # %% ../nbs/parts/05_views.ipynb #31b5a6d5
 def rand_boxes(
@@ -21,7 +22,7 @@ def rand_boxes(
     w:int, # Image width, pixels
     scale:tuple=(.2,1.), # Least and greatest share of the image's area
     ratio:tuple=(3/4,4/3), # Least and greatest width/height
-    device=None, # Where to draw
+    device:str|torch.device=None, # Where to draw
 )->Tensor: # (bs, 4): top, left, height, width; whole pixels as floats
     "One random box per sample, distributed as in `RandomResizedCrop`."
     u = partial(torch.rand, device=device)
@@ -78,7 +79,7 @@ def blur_mat(
 @lru_cache(maxsize=64)
 def _const(vals, device): return torch.tensor(vals, device=device, dtype=torch.float32)
 
-def _luma(c, device): return _const((.299,.587,.114) if c==3 else (1/c,)*c, device).expand(c,c)
+def _luma(c, device): return _const((.299,.587,.114), device).expand(3,3) if c==3 else torch.eye(c, device=device)
 
 def _hue_mat(turn):
     a = 2*math.pi*turn[:,None,None]
@@ -95,17 +96,17 @@ def colour_mats(
 )->tuple: # `A`, `B`, both (bs, c, c): a pixel `p` becomes `A@p + B@mean(p)`
     "The colour changes of each sample as matrices, in the order of the arguments."
     v,L,I = (lambda t: t[:,None,None]),_luma(c, brightness.device),torch.eye(c, device=brightness.device)
-    A = L + v(saturation)*(I-L)
-    if c==3: A = torch.where(v(grey), L, I) @ _hue_mat(hue) @ A
+    A = torch.where(v(grey), L, I) @ _hue_mat(hue) @ (L + v(saturation)*(I-L)) if c==3 else I
     return v(brightness*contrast)*A, v(brightness*(1-contrast))*L
 
 # %% ../nbs/parts/05_views.ipynb #30512caf
 def _is_range(o, lo, hi): return isinstance(o, (tuple,list)) and len(o)==2 and lo<o[0]<=o[1]<=hi
-def _is_size(o): return o is None or all(isinstance(p, int) and p>0 for p in (o if isinstance(o, tuple) and len(o)==2 else (o,)))
+def _is_size(o):
+    return o is None or all(isinstance(p, int) and p>0 for p in (o if isinstance(o, tuple) and len(o)==2 else (o,)))
 def _pair(s): return (s,s) if isinstance(s, int) else tuple(s)
 
 class Views:
-    "Random views of each image of a batch: crop, mirror, colour, greyscale, blur, solarize; all drawn per sample, on the batch's device."
+    "Random views of each image of a batch: crop, mirror, colour, grey, blur, solarize, all drawn per sample."
     def __init__(self,
         n:int=2, # Number of views
         size:int|tuple=None, # Side of a view, pixels, or (height, width); None for the batch's own
@@ -125,47 +126,74 @@ class Views:
         small_size:int|tuple=None, # Side of a small view, pixels; None for about 3/7 of the others', in 16s (96 of 224)
         small_scale:tuple=(.05,.2), # Share of the image's area that a small view shows
         blur_width:float=.1, # Width of the blur's kernel, share of the view's shorter side
+        mean:tuple=None, # What was subtracted from each channel, where no `Normalize` of the dataloaders says so
+        std:tuple=None, # What it was divided by then
+        value_range:tuple=None, # Pixels that are black and white; None: (0,1), or each image's own where it goes beyond
     ):
         store_attr()
-        self.mean,self.std,self._seen = None,None,False
         self._check_settings()
+        self._told = tuple(o and tuple(float(v) for v in o) for o in (mean,std))
+        (self.mean,self.std),self._seen,self._met,self._said = self._told,False,False,False
+
+    def _check(self, names, ok, want):
+        for k in names.split():
+            try: good = ok(getattr(self,k))
+            except TypeError: good = False
+            if not good: raise ValueError(f"{k} must be {want}: got {k}={getattr(self,k)!r}")
 
     def _check_settings(self):
-        def chk(names, ok, want):
-            for k in names.split():
-                try: good = ok(getattr(self,k))
-                except TypeError: good = False
-                if not good: raise ValueError(f"{k} must be {want}: got {k}={getattr(self,k)!r}")
+        chk,nt = self._check,self.n+(self.n_small>0) if isinstance(self.n, int) and isinstance(self.n_small, int) else 0
         chk('n', lambda o: isinstance(o,int) and 1<=o<=32, 'a whole number from 1 to 32 (the side of a view is `size`)')
         chk('n_small', lambda o: isinstance(o,int) and 0<=o<=32, 'a whole number from 0 to 32')
         chk('size small_size', _is_size, 'None, a whole number of pixels > 0, or (height, width)')
-        chk('scale small_scale', lambda o: o is None or _is_range(o,0,1), 'None or (least, greatest) with 0 < least ≤ greatest ≤ 1')
+        chk('scale small_scale', lambda o: o is None or _is_range(o,0,1),
+            'None or (least, greatest) with 0 < least ≤ greatest ≤ 1')
         chk('ratio sigma', lambda o: _is_range(o,0,math.inf), '(least, greatest) with 0 < least ≤ greatest')
         chk('brightness contrast saturation', lambda o: o>=0, '≥ 0 (0 for none)')
         chk('hue', lambda o: 0<=o<=.5, 'from 0 to .5 turns (0 for none)')
         chk('blur_width', lambda o: 0<o<=1, 'a share of the side, > 0 and ≤ 1 (for no blur set p_blur=0)')
         chk('p_flip p_jitter p_grey', lambda o: 0<=o<=1, 'a chance from 0 to 1')
-        nt = self.n+(self.n_small>0)
-        chk('p_blur p_solarize', lambda o: all(0<=p<=1 for p in L(o)) and (not isinstance(o,(tuple,list)) or len(o)==nt),
+        chk('p_blur p_solarize',
+            lambda o: all(0<=p<=1 for p in L(o)) and (not isinstance(o,(tuple,list)) or len(o)==nt),
             f'a chance from 0 to 1, or a tuple of {nt}: one per view and, with n_small, one for the small ones')
+        chk('value_range', lambda o: o is None or _is_range(o,-math.inf,math.inf) and o[0]<o[1],
+            'None or (least, greatest) pixel value with least < greatest')
+        self._check_stats()
 
-    __repr__ = basic_repr('n,size,scale,ratio,p_flip,brightness,contrast,saturation,hue,p_jitter,p_grey,p_blur,sigma,p_solarize,'
-        'n_small,small_size,small_scale,blur_width')
+    def _check_stats(self):
+        m,d = self.mean,self.std
+        if (m is None)!=(d is None):
+            raise ValueError(f'mean and std go together: got mean={m!r} and std={d!r}; give both')
+        self._check('mean', lambda o: o is None or len(o) and all(math.isfinite(v) for v in o),
+            'None or a number for each channel')
+        self._check('std', lambda o: o is None or len(o)==len(m) and all(0<v<math.inf for v in o),
+            'None or a number above 0 for each channel, as many as mean has')
+
+    def __repr__(self):
+        "The settings that are not the defaults"
+        ps = inspect.signature(type(self)).parameters.items()
+        now = {k:self._setting(k) for k,_ in ps}
+        return f"{type(self).__name__}({', '.join(f'{k}={now[k]!r}' for k,p in ps if now[k]!=p.default)})"
+
+    def _setting(self, k): return dict(zip(('mean','std'), self._told))[k] if k in ('mean','std') else getattr(self, k)
 
 # %% ../nbs/parts/05_views.ipynb #132683b0
 @patch
 def setup(self:Views,
-    dls:DataLoaders, # Dataloaders, or one of them, whose batches will be given to the views
+    dls:DataLoaders|DataLoader|torch.utils.data.DataLoader, # Whose batches will be given to the views
 )->Views: # self
-    "Read the statistics that `dls` normalises its images by. Raises TypeError if `dls` is not fastai's, ValueError if it normalises twice."
+    "Read how `dls` normalises its images. Raises `TypeError` for what is no loader, `ValueError` for two `Normalize`."
     dl = dls.train if isinstance(dls, DataLoaders) else dls
-    if not isinstance(dl, DataLoader): raise TypeError(f"setup wants fastai's DataLoaders: got {type(dls).__name__}; pass learn.dls")
+    if not isinstance(dl, (DataLoader, torch.utils.data.DataLoader)):
+        raise TypeError(f"setup wants DataLoaders: got {type(dls).__name__}; pass learn.dls")
     norms = [o for o in getattr(getattr(dl,'after_batch',None), 'fs', []) if isinstance(o, Normalize)]
     if len(norms)>1: raise ValueError(f"the batch transforms hold {len(norms)} Normalize: {norms}; leave one")
-    self.mean,self.std,self._seen = None,None,False
-    if norms: self.mean,self.std = (tuple(o.flatten().tolist()) for o in (norms[0].mean, norms[0].std))
+    self._seen,self._met,told = False,True,dict(zip(('mean','std'), self._told))
+    if told['mean'] is None: self.mean,self.std = (tuple(o) for o in dls_stats(dl).values()) if norms else (None,None)
+    elif norms: check_stats(dl, told, 'the dataloaders', "the views' mean= and std=", 'leave out one of the two')
     return self
 
+# %% ../nbs/parts/05_views.ipynb #a9ef30dc
 @patch
 def _stats(self:Views, c):
     m,d = self.mean or (0.,), self.std or (1.,)
@@ -173,19 +201,36 @@ def _stats(self:Views, c):
 
 @patch
 def _check_x(self:Views, x):
-    if not isinstance(x, Tensor): raise TypeError(f"views want a batch of images as a Tensor: got {type(x).__name__}; of a batch (x, y) pass x")
-    if x.ndim!=4: raise ValueError(f"views want a batch (bs, channels, h, w): got shape {tuple(x.shape)}; a single image needs x[None]")
-    if not x.is_floating_point(): raise TypeError(f"views want floats: got {x.dtype}; divide by 255, or add IntToFloatTensor to the dataloaders")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"views want a batch of images as a Tensor: got {type(x).__name__}; of a batch (x, y) pass x")
+    if x.ndim!=4:
+        raise ValueError(f"views want a batch (bs, channels, h, w): got shape {tuple(x.shape)}; one image: x[None]")
+    if not x.is_floating_point():
+        raise TypeError(f"views want floats: got {x.dtype}; divide by 255, or add IntToFloatTensor to the dataloaders")
     c = x.shape[1]
     if self.mean and len(self.mean) not in (1,c):
-        raise ValueError(f"batch has {c} channels, but the dataloaders given to setup normalise {len(self.mean)}")
-    on = [k for k in ('saturation','hue','p_grey') if getattr(self,k)>0 and (k=='p_grey' or self.p_jitter>0)]
-    if c!=3 and on: raise ValueError(f"batch has {c} channels, and {', '.join(on)} need RGB; set saturation=hue=p_grey=0")
-    if not self._seen and not self.mean and x.numel():
-        lo,hi = (float(o) for o in x.detach().aminmax())
-        if lo<-.01 or hi>1.01:
-            raise ValueError(f"without Normalize images must be in 0-1: got values from {lo:.2f} to {hi:.2f}; call views.setup(dls) first")
+        raise ValueError(f"batch has {c} channels, but the dataloaders given to setup, or mean= and std=, "
+            f"normalise {len(self.mean)}")
+    if c!=3 and not self._said: self._say_left_out(c)
+    if not self._seen and not self.mean and x.numel(): self._check_range(x)
     self._seen = True
+
+@patch
+def _say_left_out(self:Views, c):
+    on = [k for k in ('saturation','hue','p_grey') if getattr(self,k)>0 and (k=='p_grey' or self.p_jitter>0)]
+    if on:
+        warn(f"batch has {c} channel{'s'*(c!=1)}, and {', '.join(on)} need RGB: views leave these changes out")
+    self._said = True
+
+@patch
+def _check_range(self:Views, x):
+    lo,hi = (float(o) for o in x.detach().aminmax())
+    a,b = self.value_range or (0.,1.)
+    if lo>=a-.01*(b-a) and hi<=b+.01*(b-a): return
+    first = '' if self._met else 'call views.setup(dls) first; or '
+    raise ValueError(f"without Normalize images must be in {a:g}-{b:g}: got values from {lo:.2f} to {hi:.2f}; "
+        f"{first}add a Normalize to the dataloaders' batch_tfms, or, if the data set has normalised them already, say how: "
+        "views=Views(mean=(...), std=(...)), one number a channel; mean=(0,), std=(1,) takes them as they are")
 
 # %% ../nbs/parts/05_views.ipynb #97cd3e90
 @patch
@@ -194,15 +239,16 @@ def draw(self:Views,
     h:int, # Height of the images, pixels
     w:int, # Width of the images, pixels
     i:int=0, # Which view, from 0; the small ones come last
-    device=None, # Where to draw
-)->SimpleNamespace: # `size`, and per sample: `box`, `flip`, `colour` (5 tensors), `sigma`, `solarize`; None for what is switched off
+    device:str|torch.device=None, # Where to draw
+)->SimpleNamespace: # `size`; per sample `box`, `flip`, `colour` (5 tensors), `sigma`, `solarize`; None for what is off
     "Draw all that is random about view `i`, from torch's global generator."
     small = i>=self.n
     size,scale = _pair(self.size or (h,w)),self.small_scale if small else self.scale
     if small: size = _pair(self.small_size or tuple(16*round(s*3/112) or max(1, round(s*3/7)) for s in size))
     u  = lambda lo,hi: lo + (hi-lo)*torch.rand(bs, device=device)
     on = lambda p: torch.rand(bs, device=device) < (p[min(i,self.n)] if isinstance(p, (tuple,list)) else p)
-    box = rand_boxes(bs, h, w, scale, self.ratio, device) if scale else _const((0.,0.,float(h),float(w)), device).expand(bs,4)
+    whole = _const((0.,0.,float(h),float(w)), device).expand(bs,4)
+    box = rand_boxes(bs, h, w, scale, self.ratio, device) if scale else whole
     p = SimpleNamespace(size=size, box=box, flip=on(self.p_flip), colour=None, sigma=None, solarize=None)
     if self.p_grey or self.p_jitter and (self.brightness or self.contrast or self.saturation or self.hue):
         jit = on(self.p_jitter)
@@ -211,6 +257,23 @@ def draw(self:Views,
     if self.p_blur:     p.sigma = torch.where(on(self.p_blur), u(*self.sigma), 0.)
     if self.p_solarize: p.solarize = on(self.p_solarize)
     return p
+
+# %% ../nbs/parts/05_views.ipynb #5bc76e3f
+@patch
+def _scale(self:Views, x):
+    "Mean and deviation of each sample's channels on a scale from its black (0) to its white (1), (bs, c, 1) each"
+    m,d = (_const(o, x.device)[:,None] for o in self._stats(x.shape[1]))
+    lo,hi = (_const(o, x.device) for o in self.value_range) if self.value_range else self._own_range(x.flatten(2), m, d)
+    span = hi-lo
+    span = torch.where(span>0, span, 1.)
+    return ((m-lo)/span).expand(len(x), -1, -1),(d/span).expand(len(x), -1, -1)
+
+@patch
+def _own_range(self:Views, q, m, d):
+    lo,hi = (o[...,None].float()*d+m for o in q.aminmax(dim=2))
+    if len(m)==3: lo,hi = lo.amin(1, keepdim=True),hi.amax(1, keepdim=True)
+    usual = (lo>-.01) & (hi<1.01)
+    return torch.where(usual, 0., lo),torch.where(usual, 1., hi)
 
 # %% ../nbs/parts/05_views.ipynb #aaf90fe9
 @patch
@@ -227,26 +290,27 @@ def _space(self:Views, x, p):
     return out
 
 @patch
-def _colour(self:Views, x, p):
-    (m,d),q = [_const(o, x.device)[:,None] for o in self._stats(x.shape[1])],x.flatten(2)
+def _colour(self:Views, x, p, m, d):
+    q = x.flatten(2)
     A,B = colour_mats(*p.colour, c=x.shape[1])
     off = A@m + B@(q.mean(2, keepdim=True)*d + m) - m
-    return torch.baddbmm(off/d, A*d.T/d, q).view_as(x)
+    return torch.baddbmm(off/d, A*d.mT/d, q).view_as(x)
 
 @patch
 @torch.no_grad()
 def apply(self:Views,
     x:Tensor, # Batch as the dataloaders give it, (bs, c, h, w)
     p:SimpleNamespace, # What `draw` gave
+    scale:tuple=None, # Each sample's scale if it is known, of `_scale`
 )->Tensor: # The view, (bs, c, *p.size), normalised as `x`
     "Make the view that `p` describes."
-    dtype,stats = x.dtype,self._stats(x.shape[1])
+    dtype,(m,d) = x.dtype,scale or self._scale(x.as_subclass(Tensor))
     with torch.autocast(x.device.type, enabled=False):
         x = self._space(x.as_subclass(Tensor).float(), p)
-        if p.colour is not None: x = self._colour(x, p)
-        for k,(m,d) in enumerate(zip(*stats)): x[:,k].clamp_(-m/d, (1-m)/d)
+        if p.colour is not None: x = self._colour(x, p, m, d)
+        x = x.clamp_((-m/d)[...,None], ((1-m)/d)[...,None])
         if p.solarize is not None:
-            mid = _const(tuple((.5-m)/d for m,d in zip(*stats)), x.device)[:,None,None]
+            mid = ((.5-m)/d)[...,None]
             x = torch.where(p.solarize[:,None,None,None] & (x>=mid), 2*mid-x, x)
     return x.to(dtype)
 
@@ -255,9 +319,10 @@ def apply(self:Views,
 def __call__(self:Views,
     x:Tensor, # Batch as the dataloaders give it, (bs, c, h, w)
 )->list: # `n` tensors (bs, c, *size), then `n_small` of (bs, c, *small_size); normalised, dtype and device as `x`
-    "Random views of each image. Raises TypeError or ValueError for what is not a batch of float images of the kind that `setup` saw."
+    "Random views of each image. Raises `TypeError` or `ValueError` for no batch of float images as `setup` saw them."
     self._check_x(x)
-    return [self.apply(x, self.draw(len(x), *x.shape[-2:], i, x.device)) for i in range(self.n+self.n_small)]
+    scale = self._scale(x.as_subclass(Tensor))
+    return [self.apply(x, self.draw(len(x), *x.shape[-2:], i, x.device), scale) for i in range(self.n+self.n_small)]
 
 # %% ../nbs/parts/05_views.ipynb #99fd7575
 def simclr_views(
@@ -267,13 +332,14 @@ def simclr_views(
 )->Views:
     "SimCLR's views (arXiv 2002.05709, appendix A)."
     s = strength
-    return Views(**{**dict(size=size, scale=(.08,1.), brightness=.8*s, contrast=.8*s, saturation=.8*s, hue=.2*s), **kwargs})
+    own = dict(size=size, scale=(.08,1.), brightness=.8*s, contrast=.8*s, saturation=.8*s, hue=.2*s)
+    return Views(**{**own, **kwargs})
 
 def byol_views(
     size:int|tuple=None, # Side of a view, pixels; None for the batch's own
     **kwargs # Any of `Views`' settings, which go first
 )->Views:
-    "BYOL's two views: the first always blurred, the second seldom, and sometimes solarized (arXiv 2006.07733, appendix B); crops as `Views` has them."
+    "BYOL's two views: one always blurred, one seldom, and sometimes solarized (arXiv 2006.07733, appendix B)."
     return Views(**{**dict(size=size, saturation=.2, p_blur=(1.,.1), p_solarize=(0.,.2)), **kwargs})
 
 def weak_views(
@@ -290,7 +356,7 @@ def but(self:Views,
     **kwargs # Any of the settings
 )->Views: # New views of the same kind
     "The same views with other settings; raises `TypeError` for one that they do not have."
-    return type(self)(**{**{k:getattr(self, k) for k in inspect.signature(type(self)).parameters}, **kwargs})
+    return type(self)(**{**{k:self._setting(k) for k in inspect.signature(type(self)).parameters}, **kwargs})
 
 # %% ../nbs/parts/05_views.ipynb #ed2abbb7
 def patch_grid(
@@ -298,15 +364,18 @@ def patch_grid(
     n:int, # Patches along a side
     overlap:float=0., # Share of its side that a patch has in common with the next, 0 ≤ overlap < 1
 )->Tensor: # (bs, n*n, c, p, p), row by row
-    "Square patches on a grid; of a rectangle they lie further apart along its longer side. Raises `ValueError` if patches would be empty."
+    "Square patches on a grid, further apart along the longer side. Raises `ValueError` where they would be empty."
     if x.ndim!=4: raise ValueError(f'patch_grid wants images (bs, c, h, w): got shape {tuple(x.shape)}')
-    if not (isinstance(n, int) and n>0): raise ValueError(f'patch_grid: n must be a whole number of patches, 1 or more: got {n!r}')
+    if not (isinstance(n, int) and n>0):
+        raise ValueError(f'patch_grid: n must be a whole number of patches, 1 or more: got {n!r}')
     if not 0<=overlap<1: raise ValueError(f'patch_grid: overlap must be from 0 to below 1: got {overlap}')
     h,w = x.shape[-2:]
     # Whole pixels of a step first: patches so far apart that they should not overlap do not
     step = int(min(h,w)*(1-overlap)/(1+(n-1)*(1-overlap)) + 1e-6)
     p = int(step/(1-overlap) + 1e-6) if n>1 else min(h,w)
-    if p<1 or min(h,w)-p<n-1: raise ValueError(f'patch_grid: images of {h}×{w} pixels are too small for {n}×{n} patches with overlap {overlap}: lower n, or take larger images')
+    if p<1 or min(h,w)-p<n-1: raise ValueError(
+        f'patch_grid: images of {h}×{w} pixels are too small for {n}×{n} patches with overlap {overlap}: '
+        'lower n, or take larger images')
     for d,side in ((2,h),(3,w)):
         step = (side-p)//max(n-1, 1)
         x = x.narrow(d, (side-p-(n-1)*step)//2, p+(n-1)*step).unfold(d, p, max(step, 1))
@@ -319,7 +388,8 @@ def channel_split(
     x:Tensor, # RGB images, normalised or not, (bs, 3, h, w)
 )->tuple: # Luminance, (bs, 1, h, w), and the colour differences, (bs, 2, h, w)
     "Brightness and colour apart, as YDbDr; raises `ValueError` for other than three channels (CMC, arXiv 1906.05849)."
-    if x.ndim!=4 or x.shape[1]!=3: raise ValueError(f'channel_split wants RGB images (bs, 3, h, w): got shape {tuple(x.shape)}')
+    if x.ndim!=4 or x.shape[1]!=3:
+        raise ValueError(f'channel_split wants RGB images (bs, 3, h, w): got shape {tuple(x.shape)}')
     return F.conv2d(x, x.new_tensor(_ydbdr)[:,:,None,None]).split((1,2), 1)
 
 # %% ../nbs/parts/05_views.ipynb #593e227d
@@ -336,12 +406,13 @@ def show_views(
         dl = dl.new(bs=min(n_images, len(dl.dataset)), shuffle=True, drop_last=False, num_workers=0)
         x = dl.one_batch()[0].as_subclass(Tensor)
         cols = [x, *views(x)]
-    m,d = (_const(o, x.device)[:,None,None] for o in views._stats(x.shape[1]))
+    m,d = (o[...,None] for o in views._scale(x))
     titles = ['image'] + [f'view {i+1}' for i in range(views.n)] + [f'small {i+1}' for i in range(views.n_small)]
     fig,axs = plt.subplots(len(x), len(cols), figsize=(imsize*len(cols), imsize*len(x)), squeeze=False)
     for i,row in enumerate(axs):
         for v,t,ax in zip(cols, titles, row):
-            im = (v[i]*d+m).clamp(0,1).float().permute(1,2,0).cpu().numpy()
-            show_image(im, ax=ax, title=t if i==0 else None, cmap='gray' if len(m)==1 else None)
+            im = (v[i]*d[i]+m[i]).clamp(0,1).float().permute(1,2,0)
+            im = im if im.shape[2]==3 else im[...,:1]
+            show_image(im.cpu().numpy(), ax=ax, title=t if i==0 else None, cmap='gray')
     fig.tight_layout(pad=.3)
     return fig

@@ -1,4 +1,4 @@
-import pickle, pytest, torch
+import pickle, pytest, torch, warnings
 import torchvision.transforms.v2.functional as TF
 from torch import tensor
 from PIL import Image
@@ -135,6 +135,95 @@ def test_setup_reads_normalize(folder):
         v.setup(dls.valid); assert v.mean
     assert v.setup(make_dls(folder, tfms=())).mean is None
 
+# Images that never were 0-1
+
+def spread(v): return torch.stack([o.std() for o in v.flatten(0,1)])
+
+@pytest.mark.parametrize('lo,span', [(0,4000), (270,40), (-1000,4000), (0,255), (0,65535), (-30,25), (1e6,10)], ids=str)
+@pytest.mark.parametrize('c', [1,3,5])
+def test_any_range_has_views_as_good(lo, span, c):
+    "Reflectances, kelvin, Hounsfield units, 8 and 16 bits, decibels: the views are those of the same images in 0-1"
+    x = torch.cat([images(),images(seed=1)], 1)[:,:c]
+    q = x.flatten(2) if c!=3 else x.flatten(1)[:,None]
+    lo0,hi0 = (o.view(6,-1,1,1) for o in (q.amin(2),q.amax(2)))
+    x = (x-lo0)/(hi0-lo0)
+    m,d = lo+span/2,span/3.5
+    v,plain = Views(mean=(m,)*c, std=(d,)*c, p_solarize=.3, brightness=.6),Views(p_solarize=.3, brightness=.6)
+    p = plain.draw(6, 64, 64)
+    far = (p.colour is not None)
+    out = (v.apply((lo+span*x-m)/d, p)*d+m-lo)/span
+    want = plain.apply(x, p)
+    assert far and ((out-want).abs()<.01).float().mean()>.995 # float32 of 1e6 has 5 digits; solarize's threshold
+    assert (spread(v((lo+span*x-m)/d)[0])>.02).all()
+
+def test_issue_reflectances(folder):
+    "Reflectances under their own Normalize: the views' deviation is the batch's, not 0"
+    x = (4000*images()-2000)/1155
+    v = Views(mean=(2000.,)*3, std=(1155.,)*3)
+    for o in v(x): assert .5*x.std()<o.std()<2*x.std() and len(o.unique())>10_000
+
+def test_value_range_is_the_data_sets():
+    "With a range that is told a dark image stays dark: nothing is stretched, and what goes beyond is clamped"
+    x,off = 1000*images(),{**OFF, 'p_jitter':1, 'contrast':0, 'saturation':0, 'hue':0}
+    v = Views(**{**off, 'brightness':1.}, value_range=(0,4000), mean=(0,), std=(1,))
+    p = v.draw(6, 64, 64); p.colour[0].fill_(2.)
+    close(v.apply(x, p), 2*x, 1e-2)
+    p.colour[0].fill_(9.)
+    assert abs(v.apply(x, p).max()-4000)<.01
+    s = Views(**OFF, p_solarize=1, value_range=(0,4000), mean=(0,), std=(1,))(x+2000)[0]
+    close(s, 4000-(x+2000), 1e-2)
+
+def test_usual_images_are_clamped_to_0_1():
+    x,v = images(),Views(**{**OFF, 'p_jitter':1, 'brightness':1.})
+    p = v.draw(6, 64, 64); p.colour[0].fill_(3.)
+    out = v.apply(x, p)
+    assert out.min()>=0 and out.max()==1 and (out==1).float().mean()>.3
+
+def test_a_constant_image_is_no_division_by_zero():
+    for val in (0.,.5,7.,-3.): assert all(o.isfinite().all() for o in Views(mean=(0,), std=(1,))(torch.full((2,3,16,16), val)))
+
+def test_dark_first_batch_decides_nothing(folder):
+    "A first batch in 0-1 does not make constants of the later ones"
+    v = Views().setup(make_dls(folder, tfms=()))
+    v(images())
+    for o in v(4000*images()): assert (spread(o)>100).all()
+
+# Statistics that the views are told
+
+def test_told_stats_stay(folder):
+    v = Views(**OFF, mean=imagenet_stats[0], std=imagenet_stats[1])
+    v.setup(make_dls(folder, tfms=()))
+    assert v.mean==tuple(imagenet_stats[0]) and v.std==tuple(imagenet_stats[1])
+    x = (images()-MEAN)/STD
+    close(v(x)[0], x, 1e-5)
+    assert v.but(p_flip=1.).mean==v.mean and v.but(mean=None, std=None).mean is None
+
+def test_seen_stats_are_no_setting(folder):
+    v = Views().setup(make_dls(folder))
+    assert v.mean and v.but(n=3).mean is None and repr(v)=='Views()'
+
+def test_told_stats_against_normalize(folder):
+    with pytest.warns(UserWarning, match='the dataloaders and the views.* are normalised in two ways'):
+        v = Views(mean=(.5,), std=(.5,)).setup(make_dls(folder))
+    assert v.mean==(.5,)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        Views(mean=imagenet_stats[0], std=imagenet_stats[1]).setup(make_dls(folder))
+
+def test_torch_loaders():
+    "Nothing is known of them: images in 0-1 are taken as they are, others only if the views are told"
+    dl = torch.utils.data.DataLoader(images(), batch_size=3)
+    x = next(iter(dl))
+    assert len(Views().setup(dl)(x))==2
+    with pytest.raises(ValueError, match=r'must be in 0-1.*Normalize to the dataloaders.*views=Views\(mean=') as e: Views().setup(dl)((x-MEAN)/STD)
+    assert 'setup' not in str(e.value)
+    assert len(Views(mean=imagenet_stats[0], std=imagenet_stats[1]).setup(dl)((x-MEAN)/STD))==2
+
+def test_repr():
+    assert repr(Views())=='Views()' and repr(Views(n=3, hue=0.))=='Views(n=3, hue=0.0)'
+    v = simclr_views(32, mean=(.5,), std=(.5,))
+    assert repr(eval(repr(v)))==repr(v) and 'mean=(0.5,)' in repr(v)
+
 def test_setup_bad_input(folder):
     with pytest.raises(TypeError, match='got list; pass learn.dls'): Views().setup([1])
     dls = make_dls(folder)
@@ -241,8 +330,14 @@ def test_other_channel_counts():
     v = Views(**{**OFF, **noc, 'p_jitter':1, 'brightness':0})
     p = v.draw(6, 64, 64)
     for o,im,f in zip(v.apply(x[:,:1],p), x[:,:1], p.colour[1]): close(o, TF.adjust_contrast(im, float(f)), 1e-5)
-    for k in noc:
-        with pytest.raises(ValueError, match=f'1 channels, and {k} need'): Views(**{**noc, k:.1})(x[:,:1])
+    for k in noc: # what such images cannot have is left out, and said once
+        v = Views(**{**noc, k:.4})
+        with pytest.warns(UserWarning, match=f'1 channel, and {k} need RGB: views leave'): v(x[:,:1])
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            v(x[:,:1])
+    x5,v = torch.cat([x,2*x[:,:2]/2], 1),Views(**{**OFF, 'p_jitter':1, 'p_grey':1, 'brightness':0, 'contrast':0})
+    with pytest.warns(UserWarning, match='5 channels, and saturation, hue, p_grey need'): close(v(x5)[0], x5, 1e-5)
     with pytest.raises(ValueError, match='4 channels, but'): normed(Views(**noc))(torch.rand(2,4,8,8))
 
 def test_tiny_images():
@@ -264,10 +359,15 @@ def test_bad_batch(x, err, msg):
     ('n',0), ('n',64), ('n',1.5), ('n_small',-1), ('size',0), ('size','64'), ('size',(3,4,5)), ('small_size',-3), ('scale',(0,1)), ('scale',(.2,1.5)),
     ('scale',(.8,.2)), ('scale',.5), ('small_scale',(-.1,.2)), ('ratio',(0,1)), ('p_flip',1.5), ('p_jitter',-.1), ('p_grey',2), ('p_blur',1.1),
     ('p_blur',(1,.1,.5)), ('p_solarize',(0,2)), ('p_solarize','x'), ('brightness',-.1), ('contrast',-1), ('saturation',-1), ('brightness',None),
-    ('hue',.6), ('hue',-.1), ('sigma',(0,1)), ('sigma',(2,1)), ('blur_width',0)])
+    ('hue',.6), ('hue',-.1), ('sigma',(0,1)), ('sigma',(2,1)), ('blur_width',0), ('value_range',(1,0)), ('value_range',5), ('value_range',(1,1))])
 def test_bad_settings(k, val):
     with pytest.raises(ValueError) as e: Views(**{k:val})
     assert str(e.value).startswith(f'{k} must be ') and f'{k}={val!r}' in str(e.value)
+
+@pytest.mark.parametrize('kw,msg', [(dict(mean=(.5,)),'mean and std go together'), (dict(std=(.5,)),'mean and std go together'), (dict(mean=(.5,), std=(0,)),'std must be'),
+    (dict(mean=(.5,)*3, std=(.5,)),'std must be'), (dict(mean=(float('nan'),), std=(1,)),'mean must be'), (dict(mean=.5, std=.5), 'mean must be')])
+def test_bad_stats(kw, msg):
+    with pytest.raises(ValueError, match=msg): Views(**kw)
 
 # Patches
 
