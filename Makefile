@@ -20,6 +20,7 @@ test: $(VENV)/.dev ## Install what the tests need, then run every test and every
 
 export: $(VENV)/.dev ## Write the modules from the notebooks, and clean the notebooks
 	$(BIN)/nbdev-export
+	$(BIN)/python scripts/wrap_all.py
 	$(BIN)/python -c 'from nbdev.config import set_version; set_version("fastai_contrastive", "$(shell sed -n 's/^version *= *//p' settings.ini)")'
 	$(BIN)/nbdev-clean
 

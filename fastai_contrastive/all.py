@@ -8,6 +8,7 @@ from fastai_contrastive.views import *
 from fastai_contrastive.data import *
 from fastai_contrastive.encoder import *
 from fastai_contrastive.lending import *
+from fastai_contrastive.term import *
 from fastai_contrastive.core import *
 from fastai_contrastive.lessons import *
 from fastai_contrastive.objectives import *

@@ -9,6 +9,10 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.interpret import Interpretation
+from contextlib import nullcontext
+from fastai_contrastive.stats import *
+from fastai_contrastive.term import *
+from fastai_contrastive.views import *
 from fastai_contrastive.pretext.core import *
 from fastai_contrastive.pretext.rotation import *
 
@@ -194,7 +198,7 @@ def test_an_interrupted_fit_with_two_terms_is_tidied_for_both():
     with pytest.raises(KeyboardInterrupt): fit(learn, cbs=At('before_step', throw(KeyboardInterrupt()), n=1))
     check_clean(learn)
     fit(learn)
-    assert learn.recorder.metric_names[-3:]==['a','b','time']
+    assert learn.recorder.metric_names[-3:]==['a_loss','b_loss','time']
 
 def test_removal_between_fits():
     cb = term()
@@ -270,7 +274,7 @@ def test_pickled_in_the_middle_of_a_fit_it_is_fastais():
     learn = make_learn(term())
     fit(learn, cbs=At('after_train', lambda l: l.dls and setattr(l, 'copies', [pickle.loads(pickle.dumps(o)) for o in (l.simclr, l.metrics[-1])])))
     cb,col = learn.copies
-    assert type(cb) is Callback and type(col) is ValueMetric and col.name=='simclr' and col.value is None
+    assert type(cb) is Callback and type(col) is ValueMetric and col.name=='simclr_loss' and col.value is None
 
 # 5. Everything but training
 
@@ -308,7 +312,7 @@ def test_nested_in_a_fit_the_columns_stay(ask):
     names,vals = [],[]
     def _ask(l): names.append(list(l.recorder.metric_names)); vals.append(len(getattr(l, ask)())); names.append(list(l.recorder.metric_names))
     fit(make_learn(term()), 2, cbs=At('after_epoch', _ask))
-    assert names==[['epoch','train_loss','valid_loss','accuracy','simclr','time']]*2 and len(vals)==1
+    assert names==[['epoch','train_loss','valid_loss','accuracy','simclr_loss','time']]*2 and len(vals)==1
 
 def test_validating_inside_a_fit_changes_no_weights():
     res = [ws(fit(make_learn(term(objective=Seeded(dim=8))), 2, cbs=cbs).model) for cbs in (None, At('after_epoch', lambda l: l.validate()))]
@@ -487,8 +491,8 @@ def test_losses_stay_the_tasks():
         learn = fit(make_learn(term(w)), 1, 'fit', 0.)
         seen[w],names = learn.recorder.values[-1],learn.recorder.metric_names
     assert same(list(seen[0.][:3]), list(seen[2.][:3]))
-    assert names==['epoch','train_loss','valid_loss','accuracy','simclr','time']
-    assert seen[0.][3] is None and seen[2.][3]>0
+    assert names==['epoch','train_loss','valid_loss','accuracy','simclr_loss','time']
+    assert np.isnan(seen[0.][3]) and seen[2.][3]>0
 
 def test_the_column_is_the_mean_of_the_term_over_images():
     vals,cb = [],term(objective=built())
@@ -553,7 +557,7 @@ def test_train_metrics_show_the_column_once_filled():
     learn.recorder.train_metrics = True
     fit(learn)
     vals = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
-    assert vals['train_simclr']>0 and vals['valid_simclr'] is None
+    assert vals['train_simclr_loss']>0 and np.isnan(vals['valid_simclr_loss'])
 
 # Weight, second loader, several terms
 
@@ -610,7 +614,6 @@ def test_second_loaders_that_cannot_be():
     class Ids(SimCLR): needs_ids = True
     torchs = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*images(12)), batch_size=4)
     with pytest.raises(ValueError, match='labels needs labels, and dl= feeds the term images only'): fit(make_learn(term(objective=Labels(), dl=make_dls().train)))
-    with pytest.raises(TypeError, match="no fastai DataLoader, .* pass unlabeled_dls"): fit(make_learn(term(views=None, dl=torchs)))
     with pytest.raises(ValueError, match="ids needs to know which images .* got DataLoader"): fit(make_learn(term(objective=Ids(), dl=torchs)))
     for o in ('labels','ids'): del Objective.registry[o]
 
@@ -618,6 +621,265 @@ def test_dataloaders_as_second_loader():
     dls = make_dls(labelled=False)
     cb = term(dl=dls)
     assert cb.dl is dls.train and np.isfinite(fit(make_learn(cb)).recorder.values[-1][-1])
+
+def norm(m, s): return [Normalize.from_stats([m]*3, [s]*3, cuda=False)]
+
+class Sees(SimCLR):
+    "What reaches the encoder"
+    def forward(self, encoder, views, y=None):
+        self.seen = [v.clone() for v in views]
+        return super().forward(encoder, views, y)
+del Objective.registry['sees']
+
+@pytest.mark.parametrize('own,other', [((.5,.5),(.1,.2)), (None,(.1,.2)), ((.5,.5),None)])
+@pytest.mark.parametrize('views', [None,two_views])
+def test_two_normalisations_in_one_run(own, other, views):
+    "The term's images are brought to what the learner's have, and that is said"
+    mk = lambda o: make_dls(after_batch=norm(*o) if o else None)
+    seen = {}
+    for o in (own,other):
+        cb = term(views=views and (lambda x: [x, x]) or Views(n=2, scale=None, p_flip=0, p_jitter=0, p_grey=0, p_blur=0), objective=Sees(dim=8), dl=mk(o))
+        learn = make_learn(cb, mk(own))
+        with (pytest.warns(UserWarning, match="simclr|sees's second loader and the Learner are normalised in two ways.*brought to the latter")
+              if o!=own else nullcontext()): fit(learn)
+        seen[o] = cb.objective.seen
+    assert all(torch.allclose(a, b, atol=1e-5) for a,b in zip(*seen.values()))
+
+def torch_dl(n=16, f=noop, **kwargs):
+    x,y = images(n)
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(f(x),y), **{'batch_size':8, **kwargs})
+
+def test_torch_loaders():
+    "As the learner's and as the second: in 0-1 as they are, else with views that are told"
+    far = lambda x: (x-.5)/.1
+    told = Views(mean=(.5,)*3, std=(.1,)*3)
+    for f,views in ((noop,None), (noop,Views()), (far,told)):
+        learn = make_learn(term(views=views), DataLoaders(torch_dl(f=f), torch_dl(8, f=f)))
+        assert np.isfinite(fit(learn).recorder.values[-1]).all()
+        assert np.isfinite(fit(make_learn(term(views=views, dl=torch_dl(f=f)))).recorder.values[-1]).all()
+    for learn in (make_learn(term(views=None), DataLoaders(torch_dl(f=far), torch_dl(8, f=far))), make_learn(term(views=None, dl=torch_dl(f=far)))):
+        with pytest.raises(ValueError, match=r'must be in 0-1.*add a Normalize to the dataloaders.*views=Views\(mean='): fit(learn)
+
+def test_a_data_set_that_has_normalised_its_images():
+    "fastai's loaders without Normalize, values beyond 0-1: told views make good views of them"
+    ds = [((x-.5)/.1, y) for x,y in zip(*images(16))]
+    dls = DataLoaders.from_dsets(ds, ds, bs=8, device='cpu', num_workers=0)
+    with pytest.raises(ValueError, match='must be in 0-1'): fit(make_learn(term(views=None), dls))
+    cb = term(views=Views(mean=(.5,)*3, std=(.1,)*3), objective=Sees(dim=8))
+    fit(make_learn(cb, dls))
+    assert cb.views.mean==(.5,)*3 and all(v.std()>.5 for v in cb.objective.seen)
+
+# Nothing trained, nothing said
+
+empties = dict(fastai=lambda: make_dls(n=5, bs=8, drop_last=True), torch=lambda: DataLoaders(torch_dl(5, drop_last=True), torch_dl(8)))
+
+@pytest.mark.parametrize('kind', empties)
+def test_a_training_loader_without_a_batch(kind):
+    dls,msg = empties[kind](),'the training loader is empty: it has 5 images, bs=8, and drops a last batch'
+    learn = make_learn(term(), dls)
+    with pytest.raises(ValueError, match=msg): fit(learn)
+    assert learn.opt is None or not hasattr(learn, 'smooth_loss')
+    with pytest.raises(ValueError, match=msg): contrastive_learner(dls, body(), SimCLR(dim=8))
+    with pytest.raises(ValueError, match=msg): finetune_learner(dls, body(), n_out=4, loss_func=CrossEntropyLossFlat())
+    with pytest.raises(ValueError, match='second loader `dl` is empty: it has 5 images'): fit(make_learn(term(dl=dls)))
+
+def test_a_loader_without_a_length_is_taken_as_it_is():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self): return iter(images(12)[0])
+    assert np.isfinite(fit(make_learn(term(dl=torch.utils.data.DataLoader(Stream(), batch_size=4)))).recorder.values[-1][-1])
+
+# What monitors see
+
+@pytest.mark.parametrize('cb', [SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau])
+def test_monitors_take_lower_as_better(cb):
+    mon = cb(monitor='simclr_loss')
+    fit(make_learn(term(), path=Path.cwd()), 2, cbs=mon)
+    assert mon.comp is np.less and np.isfinite(mon.best)
+
+def test_a_column_without_a_number_is_nan():
+    "For an epoch of weight 0: what compares numbers goes on"
+    learn = make_learn(term(lambda p: float(p>=.5)), path=Path.cwd())
+    fit(learn, 2, cbs=[SaveModelCallback(monitor='simclr_loss'), EarlyStoppingCallback(monitor='simclr_loss', patience=5), CSVLogger()])
+    vals = [o[-1] for o in learn.recorder.values]
+    assert math.isnan(vals[0]) and vals[1]>0 and all(isinstance(o, float) for o in vals)
+    assert pd.read_csv('history.csv').simclr_loss.isna().tolist()==[True,False]
+
+def test_the_name_of_the_attribute_is_not_the_columns():
+    learn = fit(make_learn(term(name='a')))
+    assert learn.a.column=='a_loss' and learn.recorder.metric_names[-2]=='a_loss'
+
+# Somebody else's before_fit
+
+class Raises(Callback):
+    def __init__(self, order): self.order = order
+    def before_fit(self):
+        if not self.learn.lock.locked(): raise RuntimeError('no')
+
+@pytest.mark.parametrize('order', [-9,0,49,51,61,1000])
+@pytest.mark.parametrize('how', ['attached','fit'])
+def test_a_before_fit_that_raises_leaves_nothing(order, how):
+    learn = make_learn(term(objective=built()) if how=='attached' else None)
+    learn.create_opt()
+    for kw in ({}, dict(cbs=None)):
+        with pytest.raises(RuntimeError): fit(learn, cbs=[Raises(order)]+([term(objective=built())] if how=='fit' else []))
+        check_clean(learn)
+    with quietly(learn): assert len(learn.validate())==2
+    fit(learn)
+    check_clean(learn)
+
+def test_a_misspelt_monitor_leaves_nothing():
+    learn = make_learn(term())
+    with pytest.raises(Exception): fit(learn, cbs=SaveModelCallback(monitor='simclr'))
+    assert [m.name for m in learn.metrics]==['accuracy']
+
+# One Learner, one name
+
+def test_a_callback_in_two_learners():
+    cb = term()
+    first = make_learn(cb)
+    with pytest.raises(ValueError, match=r'in another Learner already.*make a new one, or call remove_cb\(learn.simclr\)'): make_learn(cb)
+    second = make_learn()
+    with pytest.raises(ValueError, match='in another Learner already'): second.add_cb(cb)
+    with pytest.raises(ValueError, match='in another Learner already'): fit(second, cbs=cb)
+    assert cb.learn is first and not hasattr(second, 'simclr') and len(second.cbs)==len(make_learn().cbs)
+    first.remove_cb(cb)
+    fit(second, cbs=cb)
+
+def test_a_teachers_objective_follows_one_encoder():
+    from fastai_contrastive.objectives.byol import BYOL
+    obj = BYOL(dim=8, hidden=8)
+    fit(first:=make_learn(term(objective=obj)))
+    other = pooled()
+    with pytest.raises(ValueError, match=r'another encoder.*new BYOL\(\)'): fit(make_learn(term(objective=obj), model=other))
+    fit(make_learn(term(objective=obj), model=first.model)) # the same encoder, another Learner
+    cb = term(objective=BYOL(dim=8, hidden=8))
+    cb.load_state_dict(first.byol.state_dict())
+    fit(make_learn(cb, model=deepcopy(first.model))) # a checkpoint goes on
+
+@pytest.mark.parametrize('name', ['opt','model','dls','xb','pred','loss','epoch','recorder','fit','metrics','cbs'])
+def test_a_name_that_the_learner_has(name):
+    learn = make_learn()
+    with pytest.raises(ValueError, match=f"cannot be called '{name}'|called '{name}' already"): learn.add_cb(term(name=name))
+    fit(learn)
+
+def test_names():
+    for name in ('train','valid','',3):
+        with pytest.raises(ValueError, match='name must be|cannot be called'): term(name=name)
+    assert fit(make_learn(term(name='accuracy'))).recorder.metric_names[3:5]==['accuracy','accuracy_loss']
+
+def test_callbacks_come_and_go_together():
+    "What a term brings into the learner leaves with it"
+    learn,cb = make_learn(),term()
+    kinds = lambda: sorted(type(o).__name__ for o in learn.cbs)
+    was = kinds()
+    learn.add_cb(cb)
+    learn.remove_cb(cb)
+    assert kinds()==was
+    with learn.added_cbs(cb): fit(learn)
+    assert kinds()==was
+    learn.add_cb(cb)
+    with learn.removed_cbs(cb): assert kinds()==was
+    fit(learn)
+    learn.remove_cb(ContrastiveCallback)
+    assert kinds()==was
+
+# Hooks
+
+def test_hooks_see_the_tasks_pass_only():
+    from fastai.callback.hook import ActivationStats
+    res = []
+    for cbs in (None, term(objective=built())):
+        set_seed(7)
+        m = pooled(plain_body())
+        st = ActivationStats(modules=[o for o in m.modules() if isinstance(o, nn.Conv2d)])
+        fit(make_learn(cbs, model=m), 1, 'fit', 0., cbs=st)
+        res.append(st.stats)
+    assert same([list(o) for o in res[0]], [list(o) for o in res[1]])
+
+def test_alone_the_views_pass_is_what_hooks_see():
+    learn,seen = contrastive_learner(make_dls(), body(), SimCLR(dim=8), views=two_views),[]
+    with Hook(learn.model[0].body[0], lambda m,i,o: seen.append(len(o))): fit(learn)
+    assert 16 in seen
+
+def test_hooks_are_put_back():
+    m = nn.Sequential(nn.Linear(2,2), nn.Linear(2,2))
+    mine = m[0].register_forward_hook(lambda m,i,o: None)
+    hook = hook_output(m[0])
+    was = [dict(o._forward_hooks) for o in m.modules()]
+    with pytest.raises(RuntimeError), unseen_by_hooks(m):
+        assert len(m[0]._forward_hooks)==1
+        raise RuntimeError
+    assert [dict(o._forward_hooks) for o in m.modules()]==was and list(m[0]._forward_hooks)==list(was[1])
+
+def test_a_unet_trains_as_without_the_terms_pass():
+    "A DynamicUnet keeps its encoder's features by hooks; the term's pass at weight 1e-30 moves nothing of them"
+    res = []
+    for cbs in (None, term(1e-30, objective=built(nf=12))):
+        set_seed(0)
+        ds = [(TensorImage(x), TensorMask((x[0]>.5).long())) for x in images(8, 32)[0]]
+        dls = DataLoaders.from_dsets(ds, ds, bs=4, device='cpu', num_workers=0, shuffle=False)
+        model = models.unet.DynamicUnet(body(), 2, (32,32))
+        learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(axis=1), cbs=cbs)
+        res.append(ws(fit(learn, 1, 'fit', 1e-2).model))
+    assert torch.allclose(*res, atol=1e-6)
+
+# fine_tune
+
+def test_fine_tune_runs_a_schedule_once():
+    for freeze,n in ((1,3), (2,2), (0,2)):
+        pcts,objs = [],[]
+        cb = term(lambda p: pcts.append(p) or 1.)
+        learn = make_learn(cb, splitter=two_groups)
+        for _ in range(2): # and again: a new training
+            pcts.clear(); objs.clear()
+            with quietly(learn): learn.fine_tune(n, freeze_epochs=freeze, cbs=At('after_batch', lambda l: objs.append(l.simclr.objective.pct_train), n=0))
+            assert pcts[0]==0 and pcts==sorted(pcts) and .7<max(pcts)<1
+            assert abs(pcts[2*3*freeze]-freeze/(freeze+n))<1e-6
+        fit(learn)
+        assert learn.simclr._span[:2]==(0.,1.)
+
+# Answers that a term alone cannot give
+
+def test_alone_what_asks_for_predictions_is_told():
+    learn = contrastive_learner(make_dls(), body(), SimCLR(dim=8), views=two_views)
+    with quietly(learn):
+        for _ in range(2): # an error must not leave fastai's lock closed
+            with pytest.raises(ValueError, match='with_loss: a term has no loss for each image'): learn.get_preds(with_loss=True)
+            with pytest.raises(ValueError, match='predicts nothing'): learn.get_preds(with_decoded=True)
+        assert learn.logger is noop and not learn.lock.locked()
+    assert learn.logger is print
+    with pytest.raises(ValueError, match='accuracy: a term alone gives no predictions.*KNNMonitor'): contrastive_learner(make_dls(), body(), SimCLR(), metrics=accuracy)
+    learn.metrics = [accuracy, Perplexity()]
+    with pytest.raises(ValueError, match='accuracy: a term alone'): fit(learn)
+
+@pytest.mark.parametrize('labelled', [False,True])
+@pytest.mark.parametrize('mix', [MixUp, CutMix])
+def test_mixing_without_labels(mix, labelled):
+    learn = contrastive_learner(make_dls(labelled=labelled), body(), SimCLR(dim=8), views=two_views)
+    with pytest.raises(ValueError, match=f'{mix.__name__} mixes labels'): fit(learn, cbs=mix(.4))
+
+def test_repr():
+    assert repr(ContrastiveCallback(SimCLR()))=='ContrastiveCallback(SimCLR())'
+    r = repr(ContrastiveCallback(SimCLR(temp=.7), weight=.5, update_bn=True, dl=make_dls()))
+    assert r.startswith('ContrastiveCallback(SimCLR(') and r.endswith(', weight=0.5, dl=<DataLoaders>, update_bn=True)')
+    assert 'Pairs' not in r
+
+# Channels
+
+def grey(n=16, c=1): return DataLoaders.from_dsets(*[[(TensorImage(x[:1].expand(c,-1,-1)), TensorCategory(y)) for x,y in zip(*images(n))]]*2, bs=8, device='cpu', num_workers=0)
+
+@pytest.mark.parametrize('c', [1,5])
+def test_learners_take_the_channels_of_the_images(c):
+    dls = grey(c=c)
+    with pytest.warns(UserWarning, match=f'batch has {c} channel.*need RGB: views leave'): learn = fit(contrastive_learner(dls, 'xresnet18', SimCLR(dim=8)))
+    assert learn.model[0].n_in==c
+    assert finetune_learner(dls, 'xresnet18', n_out=4, loss_func=CrossEntropyLossFlat()).model[0].n_in==c
+    for f in (lambda e: contrastive_learner(dls, e, SimCLR()), lambda e: finetune_learner(dls, e, n_out=4, loss_func=CrossEntropyLossFlat())):
+        with pytest.raises(ValueError, match=f'the images have {c} channels, and the encoder .* takes 3'): f(create_encoder(body()))
+    set_seed(3)
+    was = torch.get_rng_state()
+    n_channels(dls)
+    assert torch.equal(was, torch.get_rng_state())
 
 def test_too_few_images():
     "Every batch would be passed over, and nothing trained"
@@ -640,7 +902,7 @@ def test_two_terms_in_one_learner():
     was = head_ws(a),head_ws(b)
     fit(learn)
     assert not torch.equal(was[0], head_ws(a)) and not torch.equal(was[1], head_ws(b))
-    assert learn.recorder.metric_names[-3:]==['simclr','again','time'] and learn.simclr is a and learn.again is b
+    assert learn.recorder.metric_names[-3:]==['simclr_loss','again_loss','time'] and learn.simclr is a and learn.again is b
     check_clean(learn)
 
 def test_two_terms_alone():
@@ -649,7 +911,7 @@ def test_two_terms_alone():
     fit(learn)
     assert not torch.equal(was[0], head_ws(learn.simclr)) and not torch.equal(was[1], head_ws(learn.b))
     v = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
-    assert v['simclr']>0 and v['b']>0
+    assert v['simclr_loss']>0 and v['b_loss']>0
 
 # State
 
@@ -771,6 +1033,31 @@ def test_finetune_learner_is_plain_fastai():
     assert [len(g) for g in learn.opt.param_lists]==[6,2]
     fit(learn, 8, 'fine_tune', 2e-2)
     assert learn.recorder.values[-1][2]>.5
+
+def test_finetune_metrics_follow_the_labels():
+    x = images(8)[0]
+    def _learn(ys, loss, **kw):
+        ds = [(TensorImage(a), b) for a,b in zip(x, ys)]
+        dls = DataLoaders.from_dsets(ds, ds, bs=4, device='cpu', num_workers=0)
+        return fit(finetune_learner(dls, body(), n_out=3, loss_func=loss, **kw))
+    names = lambda l: [m.name for m in l.metrics]
+    assert names(_learn([TensorCategory(0)]*8, CrossEntropyLossFlat()))==['accuracy']
+    assert names(_learn(torch.eye(8)[:,:3].unbind(), BCEWithLogitsLossFlat()))==['accuracy_multi']
+    assert names(_learn(torch.rand(8,3).unbind(), MSELossFlat()))==['_rmse']
+    assert names(_learn(torch.rand(8,3).unbind(), F.mse_loss))==[]
+    assert names(_learn([TensorCategory(0)]*8, CrossEntropyLossFlat(), metrics=error_rate))==['error_rate']
+    with pytest.raises(ValueError, match='labels are masks: use unet_learner'): _learn([TensorMask(torch.zeros(16,16).long())]*8, CrossEntropyLossFlat(axis=1))
+
+@pytest.mark.parametrize('have', [None,(.5,.5)])
+def test_an_encoder_with_statistics_meets_loaders_with_others(have):
+    "... or with none, in every learner"
+    enc = create_encoder(body())
+    enc.stats = dict(mean=[.1]*3, std=[.2]*3)
+    dls = make_dls(after_batch=norm(*have) if have else None)
+    for f in (lambda: contrastive_learner(dls, enc, SimCLR()), lambda: finetune_learner(dls, enc, n_out=4, loss_func=CrossEntropyLossFlat())):
+        with pytest.warns(UserWarning, match='normalised in two ways'): f()
+    enc.stats = stats_of(dls)
+    contrastive_learner(dls, enc, SimCLR())
 
 def test_finetuning_warns_of_another_normalisation():
     enc = create_encoder(body())

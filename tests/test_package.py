@@ -9,6 +9,7 @@ from types import FunctionType
 
 import nbformat, pytest
 from readme import readme
+from wrap_all import wrap_all
 try: import tomllib
 except ImportError: import tomli as tomllib
 
@@ -270,6 +271,7 @@ def exported(tmp_path_factory):
     for o in ('nbdev-export','nbdev-clean'):
         r = call(Path(sys.executable).with_name(o), cwd=d)
         assert not r.returncode, r.stdout
+    wrap_all(d/name)
     return d
 
 @pytest.mark.parametrize('what,ext', [(name,'py'), ('nbs','ipynb')])
