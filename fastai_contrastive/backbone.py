@@ -65,6 +65,8 @@ def _own_size(m, n_in):
     return (side,side) if side and side*side*n_in==first.in_features else None
 
 # %% ../nbs/parts/07_backbone.ipynb #2859a2d8
+_sizes = (64,224,32,28,96,128,160,192,256,384)
+
 @torch.no_grad()
 def _dry_pass(f, m, n_in, sizes=(64,224)):
     "`f` on a blank image of the first of `sizes` that fits; a backbone of a fixed size names its own"
@@ -127,7 +129,7 @@ class Encoder(Portable):
         **kwargs # What the backbone was built with, kept for rebuilding
     ):
         self.body,self.n_in,self.arch,self.kwargs = body,n_in,arch or _class_name(body),kwargs
-        self.nf,self._ndim = _dry_pass(self._measure, body, n_in, (64,224,32,28,96,128,160,192,256,384))
+        self.nf,self._ndim = _dry_pass(self._measure, body, n_in, _sizes)
 
     def _measure(self, x):
         f = self._features(x)
@@ -154,7 +156,7 @@ class Encoder(Portable):
         "Body and pooling as layers of PyTorch, with the same weights."
         body = unwrap_model(self.body)
         if hasattr(body, 'forward_head'): return nn.Sequential(without_classifier(body))
-        nd = self._ndim or _dry_pass(self._measure, body, self.n_in)[1]
+        nd = self._ndim or _dry_pass(self._measure, body, self.n_in, _sizes)[1]
         pool = {3:nn.AdaptiveAvgPool2d((1,None)), 4:nn.AdaptiveAvgPool2d(1)}.get(nd)
         return nn.Sequential(body, pool, nn.Flatten()) if pool else nn.Sequential(body)
 

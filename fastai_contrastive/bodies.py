@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['UpTo', 'find_body', 'get_encoder', 'as_encoder']
 
-# %% ../nbs/parts/08_bodies.ipynb #d846075e
+# %% ../nbs/parts/08_bodies.ipynb #66efd937
 from weakref import WeakKeyDictionary
 from fastai.vision.all import *
 from .backbone import *
-from .backbone import _class_name, _dry_pass
+from .backbone import _class_name, _dry_pass, _sizes
 
-# %% ../nbs/parts/08_bodies.ipynb #c3efade1
+# %% ../nbs/parts/08_bodies.ipynb #7f95ed28
 def _convs(m):
     "The layers of `m` that look at more than one place or mix what others have seen: convolutions and attention"
     return [o for o in m.modules()
@@ -30,9 +30,9 @@ def _starts_head(m):
 
 def _is_conv_classifier(m):
     ws = _weighty(m)
-    return len(ws)==1 and isinstance(ws[0], nn.Conv2d) and ws[0].kernel_size==(1,1)
+    return len(ws)==1 and isinstance(c := ws[0], nn.Conv2d) and (c.kernel_size==(1,1) or c.out_channels<c.in_channels)
 
-# %% ../nbs/parts/08_bodies.ipynb #ed5483f1
+# %% ../nbs/parts/08_bodies.ipynb #09a959c0
 def _n_body(kids):
     "How many of `kids`, which run one after the other, are the body; 0 if it cannot be told"
     at,stop = [i for i,o in enumerate(kids) if _convs(o)],len(kids)
@@ -42,7 +42,7 @@ def _n_body(kids):
     pools = [i for i in behind if has_pool_type(kids[i])]
     return pools[-1] if pools else next((i for i in behind if i==stop or _starts_head(kids[i])), len(kids))
 
-# %% ../nbs/parts/08_bodies.ipynb #dd9b8c44
+# %% ../nbs/parts/08_bodies.ipynb #e168cd7d
 class _Reached(Exception): "Carries what flows into the layer at which `UpTo` stops"
 
 class UpTo(Portable):
@@ -72,7 +72,7 @@ class UpTo(Portable):
 
 def _names(m): return ', '.join(k for k,_ in m.named_children()) or 'none'
 
-# %% ../nbs/parts/08_bodies.ipynb #3cfbb974
+# %% ../nbs/parts/08_bodies.ipynb #b464b98b
 def _trace(m, kids):
     "What each of `kids` takes and gives while `m` runs: the image, and [(place in kids, input, output)]; None if it does not run"
     calls = []
@@ -88,7 +88,7 @@ def _in_a_row(x, calls):
     took,gave = [a for _,a,_ in calls],[x]+[r for *_,r in calls]
     return all(a is r for a,r in zip(took, gave)) and len({i for i,*_ in calls})==len(calls)
 
-# %% ../nbs/parts/08_bodies.ipynb #d3cef58d
+# %% ../nbs/parts/08_bodies.ipynb #21b16943
 _known = WeakKeyDictionary()
 
 def _kids(m):
@@ -118,7 +118,7 @@ def _from(m, kids):
     body.made_of = _class_name(m)
     return body
 
-# %% ../nbs/parts/08_bodies.ipynb #7ff9b394
+# %% ../nbs/parts/08_bodies.ipynb #a81a5ed5
 def _is_body_and_head(kids):
     if len(kids)!=2 or not any(True for _ in unwrap_model(kids[0]).children()): return False
     nb,nh = (len(_convs(o)) for o in kids)
@@ -148,7 +148,7 @@ def _of_sequential(m):
         if n==len(kids): return
     return _from(m, kids[:n]) if type(m) is not nn.Sequential else kids[0] if n==1 else m[:n]
 
-# %% ../nbs/parts/08_bodies.ipynb #c4198c31
+# %% ../nbs/parts/08_bodies.ipynb #0f0ae2fe
 def find_body(
     model:nn.Module, # A whole model
 )->nn.Module|None: # Takes images and gives maps, tokens or features; all its parameters are the model's
@@ -163,7 +163,7 @@ def find_body(
     if _is_timm(m): return Encoder(m, channels_in(m))
     return _of_torchvision(m) if _is_torchvision(m) else None
 
-# %% ../nbs/parts/08_bodies.ipynb #a8ec445d
+# %% ../nbs/parts/08_bodies.ipynb #9867ab08
 def _is_part(e, m):
     "Is `e` a module of `m`, or made of nothing but its parameters?"
     if any(o is e for o in m.modules()): return True
@@ -172,37 +172,54 @@ def _is_part(e, m):
 
 def _path(name): return 'm'+''.join(f'[{k}]' if k.isdigit() else f'.{k}' for k in name.split('.') if k)
 
+def _last_linear(m):
+    "The name of the linear layer that `m` runs last; of the last that it has, if it cannot be run"
+    names,lins = zip(*[o for o in m.named_modules() if isinstance(o[1], nn.Linear)] or [('',None)])
+    x,calls = lins[0] and _trace(m, lins) or (None,[])
+    return names[calls[-1][0] if calls else -1]
+
+def _deep_line(o, path, last):
+    "How to pick out `o`, which holds most of the convolutions: itself, or its children one after the other"
+    if not _ends_in_head(o) and last not in list(o.modules()): yield path
+    kids = list(o.children())
+    t = _trace(o, kids) if len(kids)>1 else None
+    if t and _in_a_row(*t) and len(t[1])==len(kids): yield f'nn.Sequential(*{path}.children())'
+
 def _lines(m):
     "Lines that might pick the encoder out of `m`, the likeliest first"
-    n = len(_convs(m))
+    n,last = len(_convs(m)),_last_linear(m)
     for k,o in m.named_modules():
-        if not k or not n or k.count('.')>2 or 2*len(_convs(o))<=n: continue
-        if not _ends_in_head(o): yield _path(k)
-        kids = list(o.children())
-        if len(kids)>1 and (t := _trace(o, kids)) and _in_a_row(*t) and len(t[1])==len(kids): yield f'nn.Sequential(*{_path(k)}.children())'
-    last = next((k for k,o in reversed(list(m.named_modules())) if isinstance(o, nn.Linear)), '')
-    if type(m) is nn.Sequential and last: yield f"m[:{last.split('.')[0]}]"
+        if k and n and k.count('.')<3 and 2*len(_convs(o))>n: yield from _deep_line(o, _path(k), last and m.get_submodule(last))
+    if type(m) is nn.Sequential:
+        yield from (f'm[:{i}]' for i,o in enumerate(m) if _upsamples(o))
+        if last: yield f"m[:{last.split('.')[0]}]"
     if last: yield f'UpTo(m, {last!r})'
 
 def _works(m, line):
     try:
         e = eval(f'lambda m: {line}', dict(nn=nn, UpTo=UpTo))(m)
-        return Encoder(e, channels_in(e)) and _is_part(e, m)
+        return _is_part(e, m) and _learns(Encoder(e, channels_in(e)))
     except Exception: return False
+
+def _learns(enc):
+    "Do the features depend on weights that can be trained (or are there none such at all)?"
+    def _f(x):
+        with torch.enable_grad(): return enc(x).requires_grad
+    return _dry_pass(_f, enc, enc.n_in, _sizes) or not any(p.requires_grad for p in enc.parameters())
 
 def _advice(m):
     line = next((o for o in _lines(m) if _works(m, o)), None)
     return f'Pass encoder=lambda m: m.NAME; its children are: {_names(m)}' + (f'. Here this would do: encoder=lambda m: {line}' if line else
         '. None of them takes images and gives features, so make a module of its parts that does')
 
-# %% ../nbs/parts/08_bodies.ipynb #96beb3b9
+# %% ../nbs/parts/08_bodies.ipynb #143d000b
 def _no_images(m):
     "The name of a layer that says that `m` takes no images, or None"
     if any(isinstance(o, nn.Conv2d) for o in m.modules()): return
     other = (nn.Embedding,nn.EmbeddingBag,nn.RNNBase,nn.Conv1d,nn.Conv3d)
     return next((type(o).__name__ for o in m.modules() if isinstance(o, other) or type(o).__name__=='TabularModel'), None)
 
-# %% ../nbs/parts/08_bodies.ipynb #cf13bddf
+# %% ../nbs/parts/08_bodies.ipynb #e25854ea
 def _given(model, encoder):
     what = f'encoder={encoder!r:.60}'
     if not isinstance(encoder, nn.Module):
@@ -219,11 +236,13 @@ def get_encoder(
 )->nn.Module:
     "The encoder inside `model`, or made of its parts; raises `ValueError` if it cannot be told, and says what to pass."
     model = unwrap_model(model)
+    name = _class_name(model)
+    if encoder is None and (other := _no_images(model)):
+        raise ValueError(f'contrastive terms need images, (bs, c, h, w): {name} is made for something else ({other})')
     enc = find_body(model) if encoder is None else _given(model, encoder)
     if enc is not None: return inner if isinstance(inner := unwrap_model(enc), Encoder) else enc
-    name,other = _class_name(model),_no_images(model)
-    if other: raise ValueError(f'contrastive terms need images, (bs, c, h, w): {name} is made for something else ({other})')
-    what = f'where the body of this {name} ends cannot be told' if isinstance(model, nn.Sequential) else f'{name} is no nn.Sequential of body and head'
+    seq = isinstance(model, nn.Sequential)
+    what = f'where the body of this {name} ends cannot be told' if seq else f'{name} is no nn.Sequential of body and head'
     raise ValueError(f'cannot find the encoder: {what}. {_advice(model)}')
 
 def as_encoder(

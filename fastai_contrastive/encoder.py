@@ -9,6 +9,7 @@ __all__ = ['replacing', 'check_writable', 'save_encoder', 'encoder_info', 'load_
 
 # %% ../nbs/parts/10_encoder.ipynb #1f51548c
 import json, os
+from contextlib import contextmanager, nullcontext
 from safetensors import safe_open
 from safetensors import torch as safetensors_torch
 from fastai.vision.all import *
@@ -18,7 +19,7 @@ from .backbone import _class_name, _dry_pass, _eval_mode
 from .bodies import *
 from .archs import *
 
-# %% ../nbs/parts/10_encoder.ipynb #511e5d69
+# %% ../nbs/parts/10_encoder.ipynb #3cf64aa8
 _all_ = ['Encoder', 'unwrap_model', 'channels_in', 'UpTo', 'find_body', 'get_encoder', 'as_encoder', 'arch_names', 'nearest', 'create_encoder',
          'SplitBody', 'split_encoder']
 
@@ -35,7 +36,7 @@ def replacing(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/parts/10_encoder.ipynb #8edca9a6
+# %% ../nbs/parts/10_encoder.ipynb #4435d821
 def check_writable(
     path:str|Path, # A file that is going to be written
 )->Path: # `path`, its folder made
@@ -51,7 +52,7 @@ def check_writable(
     if path.is_dir(): raise IsADirectoryError(f'cannot write {path}: it is a folder; name a file in it')
     return path
 
-# %% ../nbs/parts/10_encoder.ipynb #b3a25f10
+# %% ../nbs/parts/10_encoder.ipynb #100cf535
 def _network(enc):
     "The network inside an encoder's body: of a wrapper, of fastai's `TimmBody`, of `UpTo`"
     body = unwrap_model(enc.body)
@@ -66,7 +67,7 @@ def _weights(enc):
     keep = plain_names(without_classifier(m))
     return {k:v for k,v in names.items() if k in keep}
 
-# %% ../nbs/parts/10_encoder.ipynb #6bc26eb5
+# %% ../nbs/parts/10_encoder.ipynb #0fa7fb5f
 def _arch(enc, learn=None):
     "The name to rebuild `enc` by, and keyword arguments to do so"
     m,arch = _network(enc),getattr(learn, 'arch', None)
@@ -80,7 +81,7 @@ def _img_size(m, cfg):
     sz = getattr(getattr(m, 'patch_embed', None), 'img_size', None)
     return {} if sz is None or tuple(sz)==tuple(cfg.get('input_size', ())[1:]) else {'img_size':list(sz)}
 
-# %% ../nbs/parts/10_encoder.ipynb #3e6f8705
+# %% ../nbs/parts/10_encoder.ipynb #8e2532d7
 _key = 'fastai_contrastive'
 
 def _is_json(v):
@@ -106,8 +107,9 @@ def save_encoder(
     enc = _encoder_of(learn, encoder)
     path = Path(path)
     path = check_writable(path if path.suffix else path.with_suffix('.safetensors'))
-    sd = enc.body.state_dict()
-    ws = {k:_whole(sd[v]).detach().cpu().contiguous().clone() for k,v in _weights(enc).items()}
+    with _gathered(learn.model if isinstance(learn, Learner) else learn):
+        sd = enc.body.state_dict()
+        ws = {k:_whole(sd[v]).detach().cpu().contiguous().clone() for k,v in _weights(enc).items()}
     meta = json.dumps(_header(enc, learn, recipe, encoder is None), default=str)
     # `save_file` would let the owner alone read it
     with replacing(path) as tmp: tmp.write_bytes(safetensors_torch.save(ws, {_key:meta}))
@@ -119,6 +121,12 @@ def _encoder_of(learn, encoder=None):
     m = unwrap_model(learn.model if isinstance(learn, Learner) else learn)
     holds = isinstance(m, nn.Sequential) and len(m) and isinstance(unwrap_model(m[0]), Encoder)
     return as_encoder(get_encoder(m, encoder) if isinstance(learn, Learner) or encoder is not None or holds else m)
+
+@contextmanager
+def _gathered(m):
+    "Within, each process has all of the parameters that PyTorch's first sharding wrapper has spread in `m`"
+    spread = next((type(o) for o in m.modules() if type(o).__name__=='FullyShardedDataParallel'), None)
+    with spread.summon_full_params(m, writeback=False) if spread else nullcontext(): yield
 
 def _whole(t):
     "All of a tensor of which each process has a part (every process has to ask)"
@@ -140,7 +148,7 @@ def encoder_info(
     if lost := [k for k in ('arch','n_in') if k not in info]: raise ValueError(f"the header of {path} does not say {' and '.join(lost)}")
     return {**dict(kwargs={}, stats=None, recipe=None), **info}
 
-# %% ../nbs/parts/10_encoder.ipynb #0e416e9f
+# %% ../nbs/parts/10_encoder.ipynb #507dd260
 def _fit_error(path, info, enc, ws):
     "Which names and shapes of `ws` do not fit `enc`, as one message, or None"
     sd = enc.body.state_dict()
@@ -162,7 +170,7 @@ def _rebuilt(path, info, arch, kwargs):
         if arch is not None: raise
         raise ValueError(f"{path} holds {info['arch']}, which no library here can rebuild by name: pass arch=, the module it was") from e
 
-# %% ../nbs/parts/10_encoder.ipynb #02508479
+# %% ../nbs/parts/10_encoder.ipynb #3833564b
 def load_encoder(
     path:str|Path, # A file `save_encoder` wrote
     arch:str|Callable|nn.Module|None=None, # Rebuild from the header if None; else as for `create_encoder`, as for a module of your own
