@@ -141,8 +141,7 @@ def before_fit(self:ContrastiveCallback):
 @patch
 def _set_up(self:ContrastiveCallback):
     "Find the encoder, and tell the views how the images are normalised"
-    enc = get_encoder(self.learn.model, self.encoder)
-    self._enc = enc if isinstance(enc, Encoder) else Encoder(enc, n_in=_n_in(enc))
+    self._enc = as_encoder(get_encoder(self.learn.model, self.encoder))
     self.objective.fits(self._enc)
     self._check_dl(ifnone(self.dl, self.learn.dls.train))
     if self.views is None: self.views = self.objective.views()
@@ -162,10 +161,6 @@ def _check_dl(self:ContrastiveCallback, dl):
     if not obj.needs_ids: return
     if not isinstance(dl, DataLoader): raise ValueError(f"{self.name} needs to know which images a batch holds: pass fastai's DataLoaders, got {type(dl).__name__}")
     if obj.nf is not None and obj.n_items!=len(dl.dataset): raise ValueError(f'{self.name} remembers {obj.n_items} images: the loader has {len(dl.dataset)}; use a new {type(obj).__name__}() for other data')
-
-def _n_in(m):
-    "Channels that the first convolution of `m` takes"
-    return next((o.in_channels for o in m.modules() if isinstance(o, nn.modules.conv._ConvNd)), 3)
 
 @patch
 def _snapshot(self:ContrastiveCallback):
@@ -382,8 +377,6 @@ def contrastive_learner(
     return Learner(dls, model, loss_func=TermOnly(), cbs=[cb, *L(cbs)], **kwargs)
 
 # %% ../nbs/terms/01_core.ipynb #0bbbf3d6
-def _encoder_split(m): return L(m[0], m[1]).map(params)
-
 @delegates(Learner.__init__)
 def finetune_learner(
     dls, # Labelled `DataLoaders`
@@ -392,7 +385,7 @@ def finetune_learner(
     n_in:int=3, # Channels of the images, for an arch
     ps:float=0., # Dropout before the linear layer
     metrics=accuracy, # As for `Learner`
-    splitter=_encoder_split, # As for `Learner`
+    splitter=default_split, # As for `Learner`
     **kwargs
 )->Learner: # Model: `nn.Sequential(encoder, classifier)`
     "A plain `Learner` with a linear classifier on `encoder`; raises `ValueError` for `dls` without labels, warns if the images are normalised in another way."
