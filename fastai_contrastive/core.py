@@ -236,8 +236,6 @@ def contrastive_learner(
     return Learner(dls, model, loss_func=TermOnly(), cbs=[cb, *L(cbs)], metrics=metrics, **kwargs)
 
 # %% ../nbs/terms/02_core.ipynb #0bbbf3d6
-def _encoder_split(m): return L(m[0], m[1]).map(params)
-
 def default_metrics(
     loss_func:Callable|None, # The learner's
 )->list:
@@ -258,7 +256,7 @@ def finetune_learner(
     ps:float=0., # Dropout before the linear layer
     loss_func:Callable|None=None, # That of the labels if None
     metrics:list|Callable|None=None, # Those of the loss if None
-    splitter:Callable=_encoder_split, # As for `Learner`
+    splitter:Callable=default_split, # As for `Learner`
     **kwargs
 )->Learner: # Model: `nn.Sequential(encoder, classifier)`
     "A plain `Learner` with a linear classifier; raises `ValueError` without labels, warns of another normalisation."

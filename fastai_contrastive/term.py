@@ -285,13 +285,8 @@ def before_validate(self:TermCallback):
 @patch
 def _set_up(self:TermCallback):
     "Before each fit: find the encoder, look at the loaders"
-    enc = get_encoder(self.learn.model, self.encoder)
-    self._enc = enc if isinstance(enc, Encoder) else Encoder(enc, n_in=_n_in(enc))
+    self._enc = as_encoder(get_encoder(self.learn.model, self.encoder))
     self._check_loaders()
-
-def _n_in(m):
-    "Channels that the first convolution of `m` takes"
-    return next((o.in_channels for o in m.modules() if isinstance(o, nn.modules.conv._ConvNd)), 3)
 
 @patch(as_prop=True)
 def is_built(self:TermCallback)->bool:

@@ -1,6 +1,7 @@
 "Encoders of every origin, and their files"
 import pickle, pytest, subprocess, sys
 from utils import *
+import torchvision.models as tv
 from torchvision.models import resnet18, mobilenet_v3_small
 from fastai_contrastive import encoder
 from fastai_contrastive.encoder import *
@@ -111,6 +112,192 @@ def test_encoder_in_a_model():
         assert get_encoder(wrap(m)) is enc
     assert get_encoder(enc) is enc and get_encoder(net, lambda m: m.trunk) is net.trunk and get_encoder(net, net.trunk) is net.trunk
 
+def c3(ni, nf, ks=3): return nn.Conv2d(ni, nf, ks, padding=ks//2)
+def pool_lin(nf): return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(nf, 3)]
+def flat(): return nn.Sequential(c3(3,8), nn.ReLU(), c3(8,12), nn.ReLU(), *pool_lin(12))
+def headless_resnet():
+    m = tv.resnet18()
+    m.fc = nn.Identity()
+    return m
+
+def tiny_vit(**kwargs): return tv.VisionTransformer(64, 16, num_layers=1, num_heads=2, hidden_dim=32, mlp_dim=32, **kwargs)
+def tiny_vgg():
+    m = tv.VGG(tv.vgg.make_layers([8,'M',16,'M']), init_weights=False)
+    m.classifier = nn.Linear(16*49,3)
+    return m
+def tiny_swin(): return tv.SwinTransformer([4,4], 16, [1,1], [2,2], [4,4], num_classes=3)
+def tiny_maxvit(): return tv.MaxVit(input_size=(64,64), stem_channels=16, partition_size=2, block_channels=[16], block_layers=[1], head_dim=16,
+                                    stochastic_depth_prob=.1, num_classes=3)
+def tiny_convnext():
+    from torchvision.models.convnext import CNBlockConfig
+    return tv.ConvNeXt([CNBlockConfig(8,16,1), CNBlockConfig(16,None,1)])
+def timm_model(name, **kwargs): return timm.create_model(name, num_classes=3, **kwargs)
+
+# The model, and which of its parameters are the head's (regular expression)
+whole_models = dict(
+    xresnet   = (lambda: xresnet18(n_out=3, widen=.25), r'^11\.'),
+    resnet    = (lambda: tv.resnet18(num_classes=3), r'^fc\.'),
+    no_fc     = (headless_resnet, r'^$'),
+    vgg       = (tiny_vgg, r'^classifier\.'),
+    densenet  = (lambda: tv.DenseNet(8, (1,1), 8), r'^classifier\.'),
+    mobilenet2= (lambda: tv.mobilenet_v2(width_mult=.25), r'^classifier\.'),
+    mobilenet3= (lambda: tv.mobilenet_v3_small(width_mult=.25), r'^classifier\.'),
+    effnet    = (lambda: tv.efficientnet_b0(), r'^classifier\.'),
+    convnext  = (tiny_convnext, r'^classifier\.'),
+    swin      = (tiny_swin, r'^head\.'),
+    shufflenet= (lambda: tv.shufflenet_v2_x0_5(), r'^fc\.'),
+    regnet    = (lambda: tv.regnet_y_400mf(), r'^fc\.'),
+    squeezenet= (lambda: tv.squeezenet1_1(), r'^classifier\.'),
+    mnasnet   = (lambda: tv.mnasnet0_5(), r'^classifier\.'),
+    maxvit    = (tiny_maxvit, r'^classifier\.'),
+    googlenet = (lambda: tv.googlenet(init_weights=False), r'^(aux\d|fc)\.'),
+    tv_vit    = (tiny_vit, r'^heads\.'),
+    timm_resnet=(lambda: timm_model('resnet10t'), r'^fc\.'),
+    timm_vit  = (lambda: timm_model('vit_tiny_patch16_224', depth=1, img_size=64), r'^head\.'),
+    timm_deit = (lambda: timm_model('deit_tiny_distilled_patch16_224', depth=1, img_size=64), r'^head(_dist)?\.'),
+    timm_conv = (lambda: timm_model('convnext_atto'), r'^head\.fc\.'),
+    unet      = (lambda: create_unet_model(resnet18, 3, (64,64), pretrained=False), r'^layers\.(?!0\.)'),
+    body_head = (lambda: create_vision_model(xresnet18, 3, pretrained=False), r'^1\.'),
+    conv_head = (lambda: create_vision_model(resnet18, 3, pretrained=False, custom_head=nn.Sequential(c3(512,8), nn.ReLU(), *pool_lin(8))), r'^1\.'),
+    timm_body = (lambda: create_timm_model('resnet10t', 3, pretrained=False)[0], r'^1\.'),
+    flat      = (flat, r'^6\.'),
+    maxpools  = (lambda: nn.Sequential(c3(3,8), nn.ReLU(), nn.MaxPool2d(2), c3(8,12), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12*16*16,3)), r'^7\.'),
+    no_pool   = (lambda: nn.Sequential(c3(3,8), nn.ReLU(), nn.Conv2d(8,12,8,8), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(12*8*8,3)), r'^6\.'),
+    blocks    = (lambda: nn.Sequential(ConvLayer(3,8), ConvLayer(8,12), *pool_lin(12)), r'^4\.'),
+    two_parts = (lambda: nn.Sequential(nn.Sequential(c3(3,8), nn.ReLU()), nn.Sequential(c3(8,12), nn.ReLU(), *pool_lin(12))), r'^1\.4\.'),
+    simple_cnn= (lambda: SimpleCNN([3,8,12,3]), r'^2\.'),
+    conv_end  = (lambda: nn.Sequential(c3(3,8), nn.ReLU(), c3(8,12), nn.ReLU(), c3(12,3,1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), r'^4\.'),
+    within    = (lambda: nn.Sequential(nn.BatchNorm2d(3), tv.resnet18(num_classes=3)), r'^1\.fc\.'),
+    timm_within=(lambda: nn.Sequential(nn.BatchNorm2d(3), timm_model('resnet10t')), r'^1\.fc\.'),
+    softmax   = (lambda: nn.Sequential(xresnet18(widen=.25, n_out=3), nn.Softmax(1)), r'^0\.11\.'),
+    no_classes= (lambda: nn.Sequential(headless_resnet(), nn.Linear(512,3)), r'^1\.'),
+    compiled  = (lambda: torch.compile(flat(), backend='eager'), r'^_orig_mod\.6\.'),
+    inside    = (lambda: nn.Sequential(torch.compile(plain_body(), backend='eager'), nn.Sequential(*pool_lin(12))), r'^1\.'),
+    inside_dp = (lambda: nn.Sequential(nn.Identity(), nn.DataParallel(tv.resnet18(num_classes=3))), r'^1\.module\.fc\.'),
+)
+
+@pytest.mark.parametrize('kind', whole_models)
+def test_the_term_trains_the_whole_body_and_nothing_else(kind):
+    "Every parameter of the body gets a gradient, none of the head does; looking for it leaves no trace; twice gives the same"
+    make,head = whole_models[kind]
+    m = make().train()
+    was,modes,rng = ws(m),[o.training for o in m.modules()],torch.get_rng_state()
+    found = get_encoder(m)
+    enc,again = as_encoder(found),as_encoder(get_encoder(m))
+    assert torch.equal(was, ws(m)) and modes==[o.training for o in m.modules()] and torch.equal(rng, torch.get_rng_state())
+    enc(torch.randn(2,3,64,64)).pow(2).mean().backward()
+    lost = [n for n,p in m.named_parameters() if p.grad is None]
+    assert lost==[n for n,_ in m.named_parameters() if re.search(head, n)]
+    ids = {id(p) for p in m.parameters()}
+    assert all(id(p) in ids for p in enc.parameters())
+    x = torch.randn(1,3,64,64)
+    assert torch.equal(enc.eval()(x), again.eval()(x))
+
+@pytest.mark.parametrize('kind', ['resnet','shufflenet','tv_vit','timm_vit','flat','maxpools','within'])
+def test_a_head_on_the_found_body_gives_what_the_model_gives(kind):
+    "What the encoder hands over is what flows in the model itself, right before its last layer"
+    m = whole_models[kind][0]().eval()
+    x,seen = torch.randn(2,3,64,64),[]
+    hook = last_linear(m).register_forward_pre_hook(lambda o,a: seen.append(a[0]))
+    m(x)
+    hook.remove()
+    enc = as_encoder(get_encoder(m)).eval()
+    f = enc.maps(x).flatten(1) if kind=='maxpools' else enc(x)
+    if kind=='maxpools': f = nn.MaxPool2d(2)(enc.maps(x)).flatten(1)
+    assert torch.allclose(f, seen[0], atol=1e-4)
+
+def last_linear(m): return [o for o in m.modules() if isinstance(o, nn.Linear)][-1]
+
+def test_what_was_found_is_forgotten_when_the_model_changes():
+    m = tv.resnet18()
+    a = get_encoder(m)
+    m.layer4,m.fc = nn.Sequential(c3(256,8), nn.ReLU()),nn.Linear(8,3)
+    assert as_encoder(a).nf==512 and as_encoder(get_encoder(m)).nf==8
+
+@pytest.mark.parametrize('kind', ['resnet','flat','timm_resnet','tv_vit'])
+def test_a_term_on_fastais_usual_forms(kind):
+    "A whole fit; before, these were refused or trained through a part"
+    dls = make_dls(n=8, bs=4, size=64, n_valid=4)
+    learn = make_learn(term(views=None), dls=dls, model=whole_models[kind][0](), loss_func=lambda p,y: p.pow(2).mean(), metrics=[])
+    was = ws(get_encoder(learn.model))
+    fit(learn)
+    assert not torch.equal(was, ws(get_encoder(learn.model))) and np.isfinite(learn.recorder.values[-1][0])
+
+class Several(Module):
+    def __init__(self): self.b,self.fc = plain_body(),nn.Linear(24,3)
+    def forward(self, x, y): return self.fc(torch.cat([self.b(o).mean((2,3)) for o in (x,y)], 1))
+class Deep(Module):
+    def __init__(self): self.model = Net()
+    def forward(self, x): return self.model(x)
+class Loose(Module):
+    def __init__(self): self.a,self.b,self.fc = c3(3,8),c3(8,12),nn.Linear(12,3)
+    def forward(self, x): return self.fc(F.relu(self.b(F.relu(self.a(x)))).mean((2,3)))
+class Perceptron(Module):
+    def __init__(self): self.a,self.b = nn.Linear(3*32*32,8),nn.Linear(8,3)
+    def forward(self, x): return self.b(F.relu(self.a(x.flatten(1))))
+
+@pytest.mark.parametrize('make, line', [
+    (Net,      'm.trunk'),
+    (Deep,     'm.model.trunk'),
+    (Several,  'm.b'),
+    (Loose,    "UpTo(m, 'fc')"),
+    (Perceptron, "UpTo(m, 'b')"),
+    (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3*32*32,8), nn.ReLU(), nn.Linear(8,3)), 'm[:3]'),
+    (lambda: nn.Sequential(nn.Flatten(), nn.Linear(28*28,8), nn.ReLU(), nn.Linear(8,3)), 'm[:3]'),
+    (lambda: nn.Sequential(c3(3,8), nn.ReLU(), c3(8,12), nn.ReLU(), nn.ConvTranspose2d(12,8,2,2), nn.ReLU(), c3(8,3)), 'm[:4]'),
+    (lambda: tv.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=3), 'nn.Sequential(*m.backbone.children())'),
+])
+def test_the_line_in_the_message_works(make, line):
+    m = make()
+    with pytest.raises(ValueError, match='cannot find the encoder') as e: get_encoder(m)
+    assert str(e.value).endswith(f'encoder=lambda m: {line}')
+    enc = as_encoder(get_encoder(m, eval(f'lambda m: {line}')))
+    assert enc.nf>3 and {id(p) for p in enc.parameters()}<={id(p) for p in m.parameters()}
+
+def test_no_line_is_shown_where_none_works():
+    with pytest.raises(ValueError, match='children are: 0. None of them takes images'): get_encoder(nn.Sequential(nn.Linear(5,5)))
+
+def text_model():
+    from fastai.text.models.core import get_text_classifier
+    from fastai.text.models.awdlstm import AWD_LSTM
+    return get_text_classifier(AWD_LSTM, 50, 2)
+def table_model(cats):
+    from fastai.tabular.model import TabularModel
+    return TabularModel(cats, 2, 1, [8])
+
+@pytest.mark.parametrize('make', [text_model, lambda: table_model([(3,2)]), lambda: table_model([]), lambda: nn.LSTM(3,4), lambda: nn.Sequential(nn.Conv1d(3,4,3), nn.Flatten()),
+    lambda: tv.video.r3d_18(weights=None)])
+def test_tables_texts_and_films_have_no_views(make):
+    with pytest.raises(ValueError, match='contrastive terms need images'): get_encoder(make())
+
+def test_parts_of_the_model_are_an_encoder():
+    for m,f in ((tv.resnet18(), lambda m: nn.Sequential(*list(m.children())[:-3])), (flat(), lambda m: m[:2]), (Net(), lambda m: Encoder(m.trunk)), (Loose(), lambda m: nn.Sequential(m.a, nn.ReLU()))):
+        e = get_encoder(m, f)
+        as_encoder(e)(torch.randn(2,3,64,64)).sum().backward()
+        assert all(p.grad is not None for p in e.parameters())
+    with pytest.raises(ValueError, match='is no part of'): get_encoder(flat(), lambda m: nn.Sequential(m[0], nn.Conv2d(8,4,1)))
+    with pytest.raises(ValueError, match='is no part of'): get_encoder(flat(), deepcopy)
+    with pytest.raises(ValueError, match='is no part of'): get_encoder(flat(), lambda m: nn.Identity())
+
+@pytest.mark.parametrize('encoder, e, msg', [
+    (lambda m: m.backbone, ValueError, "failed .AttributeError.*encoder=lambda m: m.trunk"),
+    (lambda m: m[0],       ValueError, "failed .TypeError.*encoder=lambda m: m.trunk"),
+    (lambda m: None,       ValueError, "is no part of Net"),
+    ('trunk',              TypeError,  "encoder='trunk' is no function.*encoder=lambda m: m.trunk"),
+])
+def test_an_encoder_argument_that_does_not_work_is_named(encoder, e, msg):
+    with pytest.raises(e, match=f'(?s){msg}'): get_encoder(Net(), encoder)
+
+def test_up_to():
+    m = tiny_vit().eval()
+    x = torch.randn(2,3,64,64)
+    e = UpTo(m, 'heads').eval()
+    assert torch.allclose(m.heads(e(x)), m(x), atol=1e-5) and torch.equal(m.heads(UpTo(m, 'heads.head')(x)), m.heads(e(x)))
+    assert not m.heads._forward_pre_hooks and torch.equal(deepcopy(e)(x), e(x))
+    with pytest.raises(ValueError, match="VisionTransformer has no layer 'fc': it has conv_proj, encoder, heads"): UpTo(m, 'fc')
+    m.unused = nn.Linear(1,1)
+    with pytest.raises(ValueError, match="never comes to its layer 'unused'"): UpTo(m, 'unused')(x)
+
 def test_an_encoder_that_cannot_be_found_is_asked_for():
     with pytest.raises(ValueError, match=r'Net is no nn.Sequential of body and head. Pass encoder=lambda m: m.NAME; its children are: trunk, fc'): get_encoder(Net())
     with pytest.raises(ValueError, match='is no part of Net'): get_encoder(Net(), plain_body())
@@ -206,10 +393,6 @@ def test_weights_can_be_read_by_whom_other_files_can(file):
     other = file.with_name('other')
     other.touch()
     assert file.stat().st_mode==other.stat().st_mode
-
-def test_a_whole_xresnet_is_no_body_and_head():
-    "It is an `nn.Sequential` whose first child is a stem: taking that for the encoder would be a silent mistake"
-    with pytest.raises(ValueError, match='cannot find the encoder: XResNet'): get_encoder(xresnet18())
 
 # Two halves
 
