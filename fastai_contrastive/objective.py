@@ -7,8 +7,10 @@ __all__ = ['Objective', 'get_objective']
 
 # %% ../nbs/terms/00_objective.ipynb #6c5d162d
 from contextlib import contextmanager
+from functools import wraps
 from fastai.vision.all import *
 from .memory import *
+from .memory import Notes, Links
 from .views import *
 from .encoder import *
 from .encoder import _dry_pass
@@ -19,12 +21,21 @@ def _check_setting(k, v, kind):
     kinds = getattr(kind, '__args__', (kind,))
     if v is None or isinstance(v, bool): return
     if int in kinds and not isinstance(v, (int,np.integer)): raise ValueError(f'{k} must be a whole number: got {v!r}')
-    if float in kinds and not (isinstance(v, Number) and math.isfinite(v)): raise ValueError(f'{k} must be a finite number: got {v!r}')
+    number = isinstance(v, Number) and math.isfinite(v)
+    if float in kinds and not number: raise ValueError(f'{k} must be a finite number: got {v!r}')
     if k in ('dim','hidden','pred_hidden') and v<1: raise ValueError(f'{k} must be 1 or more: got {v}')
     if k in ('momentum','momentum_end') and not 0<=v<=1: raise ValueError(f'{k} must be from 0 to 1: got {v}')
 
+def _settings(f, args=(), kwargs={}):
+    "What a call of `f` gives, by name, and the defaults of the rest"
+    ps = inspect.signature(f).parameters
+    res = {k:p.default for k,p in ps.items() if p.kind not in (p.VAR_POSITIONAL,p.VAR_KEYWORD)}
+    given = inspect.signature(f).bind(*args, **kwargs).arguments
+    return {**res, **{k:v for k,v in given.items() if k in res}, **kwargs}
+
+# %% ../nbs/terms/00_objective.ipynb #33ecb95e
 class Objective(Module):
-    "A contrastive term: its heads (`build`) and its loss. Subclasses override these two, or `forward` if they see images differently"
+    "A contrastive term: its heads (`build`) and its `loss`. Subclasses override these two, or `forward`"
     registry = {}
     name = 'objective' # A subclass is called by its own name, in lower case
     min_bs = 2 # Smallest batch that makes sense
@@ -37,133 +48,124 @@ class Objective(Module):
     negatives = 'none' # Where they come from: 'batch', 'queue', 'memory', 'image' (its other places), or 'none'
     large_batch = False # Does it lose much with batches of less than a few hundred images?
     student_views,teacher_views = slice(None),slice(None) # Which of the views pass through which
+    nf = None # Width of the encoder, once the heads are built
+    pct_train,epoch = 0.,0 # Where training is, for schedules: kept up to date by the callback
+    n_items,ids = None,None # How many images there are in all, and which of them these are
+    momentum,momentum_end = .996,1. # Share of its weights that the teacher keeps at a step, at first and in the end
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__name__.lower()
         Objective.registry[cls.name] = cls
+        if 'after_step' in vars(cls): cls.after_step = _committed(cls.after_step)
 
     def __pre_init__(self, *args, **kwargs):
         super().__pre_init__(*args, **kwargs)
-        try: settings = inspect.signature(self.__init__).bind(*args, **kwargs).arguments
+        self._notes,self._bound,self._group,self._given,self._kept = Notes(),Links(),None,{},[]
+        try: self._given = _settings(self.__init__, args, kwargs)
         except TypeError: return # which `__init__` says better
-        for k,v in settings.items(): _check_setting(k, v, type(self).__init__.__annotations__.get(k))
+        for k,v in self._given.items(): _check_setting(k, v, type(self).__init__.__annotations__.get(k))
 
-    nf = None
-    pct_train,epoch = 0.,0 # Where training is, for schedules: kept up to date by the callback
-    n_items,ids = None,None
-    def build(self,
-        nf:int, # Width of the encoder
-    ):
-        "Make the heads, such as `self.projector`. Without one, `loss` gets the encoder's output itself."
+    def __post_init__(self, *args, **kwargs):
+        self._kept = [k for k,v in self._given.items() if k in vars(self) and vars(self)[k] is v]
 
-    def prepare(self,
-        encoder:Encoder, # A new encoder, for `contrastive_learner`
-    )->Encoder:
-        "The encoder that this objective trains: the one given, unless it needs another kind."
-        return encoder
+    def __repr__(self):
+        "The class and the settings that are not the defaults: what one would write to have it again"
+        defaults = {k:p.default for k,p in inspect.signature(self.__init__).parameters.items()}
+        now = {k:vars(self)[k] if k in self._kept else v for k,v in self._given.items()}
+        said = [f'{k}={v!r}' for k,v in now.items() if k not in defaults or repr(v)!=repr(defaults[k])]
+        return f"{type(self).__name__}({', '.join(said)})"
 
-    def fits(self,
-        encoder:Encoder, # The encoder that is going to be trained
-    ):
-        "Raise `ValueError` if this objective cannot work with `encoder`."
-        if not self.needs_maps: return
-        try: _dry_pass(encoder.maps, encoder.body, encoder.n_in)
-        except ValueError as e: raise ValueError(f'{self.name} needs maps, and this encoder has none ({e.__cause__})') from e
+    def load_state_dict(self, *args, **kwargs):
+        self.discard() # What was written down belongs to another state
+        return super().load_state_dict(*args, **kwargs)
 
-    def fits_bs(self,
-        bs:int, # Images in a full batch, all processes together
-    ):
-        "Raise `ValueError` if this objective cannot work with batches of `bs` images: asked before the first step, where the loader tells its batch size."
+def _committed(after_step):
+    "`after_step`, with what was written down during the step moved first"
+    @wraps(after_step)
+    def _f(self, encoder):
+        self._commit()
+        return after_step(self, encoder)
+    return _f
 
-    def views(self,
-        size:int|None=None, # Pixels; the batch's own if None
-    )->Views:
-        "The views this objective wants by default."
-        return Views(n=2, size=size)
+# %% ../nbs/terms/00_objective.ipynb #1f61054d
+@patch
+def build(self:Objective,
+    nf:int, # Width of the encoder
+):
+    "Make the heads, such as `self.projector`. Without one, `loss` gets the encoder's output itself."
 
-    def loss(self,
-        z:list, # Projected output for each of `student_views`, (bs, dim)
-        t:list|None, # The teacher's for each of `teacher_views`, if there is one
-        y:Tensor|None, # Labels of the batch, (bs,), if there are any; -1 where one is missing
-    )->Tensor: # Scalar
-        "The term. A subclass has to say."
-        raise NotImplementedError(f'{type(self).__name__} has no loss: define loss(self, z, t, y)')
+@patch
+def prepare(self:Objective,
+    encoder:Encoder, # A new encoder, for `contrastive_learner`
+)->Encoder:
+    "The encoder that this objective trains: the one given, unless it needs another kind."
+    return encoder
+
+@patch
+def views(self:Objective,
+    size:int|None=None, # Pixels; the batch's own if None
+)->Views:
+    "The views this objective wants by default."
+    return Views(n=2, size=size)
+
+@patch
+def loss(self:Objective,
+    z:list, # Projected output for each of `student_views`, (bs, dim)
+    t:list|None, # The teacher's for each of `teacher_views`, if there is one
+    y:Tensor|None, # Labels of the batch, (bs,), if there are any; -1 where one is missing
+)->Tensor: # Scalar
+    "The term. A subclass has to say."
+    raise NotImplementedError(f'{type(self).__name__} has no loss: define loss(self, z, t, y)')
+
+# %% ../nbs/terms/00_objective.ipynb #9f255284
+@patch
+def fits(self:Objective,
+    encoder:Encoder, # The encoder that is going to be trained
+):
+    "Raise `ValueError` if this objective cannot work with `encoder`."
+    if not self.needs_maps: return
+    try: _dry_pass(encoder.maps, encoder.body, encoder.n_in)
+    except ValueError as e:
+        raise ValueError(f'{self.name} needs maps, and this encoder has none ({e.__cause__})') from e
+
+@patch
+def fits_bs(self:Objective,
+    bs:int, # Images in a full batch, all processes together
+):
+    "Raise `ValueError` if batches of `bs` images are too large or too small: asked where the loader tells its size."
 
 # %% ../nbs/terms/00_objective.ipynb #3e70fa3d
 @patch
 def project(self:Objective,
     f:Tensor, # Features, (n, nf)
-    head=None, # The head; `self.projector`, if there is one
+    head:nn.Module|None=None, # The head; `self.projector`, if there is one
 )->Tensor: # (n, dim), float32
     "A head's output, outside autocast."
     # A class attribute `projector = None` would hide the module of that name
-    with torch.autocast(f.device.type, enabled=False): return ifnone(head, getattr(self, 'projector', noop))(f.float())
+    head = ifnone(head, getattr(self, 'projector', noop))
+    with torch.autocast(f.device.type, enabled=False): return head(f.float())
 
 @patch
 def encode(self:Objective,
-    encoder, # Images → (bs, nf)
+    encoder:callable, # Images → (bs, nf)
     views:list, # Views, (bs, c, h, w) each
-)->list: # The encoder's output for each view, in order
+)->list: # The encoder's output for each view, (bs, nf), in order
     "Views of one size share one pass."
     sizes,out = [v.shape[-2:] for v in views],[None]*len(views)
     for sz in dict.fromkeys(sizes):
         idxs = [i for i,s in enumerate(sizes) if s==sz]
-        for i,f in zip(idxs, encoder(torch.cat([views[i] for i in idxs])).split([len(views[i]) for i in idxs])): out[i] = f
+        fs = encoder(torch.cat([views[i] for i in idxs])).split([len(views[i]) for i in idxs])
+        for i,f in zip(idxs, fs): out[i] = f
     return out
 
 def _project_all(obj, f, head=None): return list(obj.project(torch.cat(f), head).split([len(o) for o in f]))
 
-# %% ../nbs/terms/00_objective.ipynb #d127d0db
+# %% ../nbs/terms/00_objective.ipynb #d258ea4e
 @patch
-def set_up(self:Objective,
-    encoder, # The `Encoder` that is going to be trained
-)->Objective: # self
-    "Heads, and the teacher if there is to be one, on the encoder's device. Does nothing the second time."
-    if self.nf not in (None,encoder.nf):
-        raise ValueError(f'{self.name} was built for an encoder of width {self.nf}, this one has {encoder.nf}: use a new {type(self).__name__}()')
-    self.fits(encoder)
-    dev = next((p.device for p in encoder.parameters()), torch.device('cpu'))
-    if self.nf is None:
-        self.build(encoder.nf)
-        self.nf = encoder.nf
-        self.to(dev)
-    if not self.teacher: return self
-    if not hasattr(self, 'ema'): self.ema = EMATeacher(encoder=encoder, **self.teacher_heads()).to(dev)
-    elif _shapes(self.ema.encoder)!=_shapes(encoder): raise ValueError(f"{self.name} has a teacher already, a copy of another encoder: use a new {type(self).__name__}()")
-    return self
-
-def _shapes(m): return [p.shape for p in m.parameters()]
-
-@patch(as_prop=True)
-def is_set_up(self:Objective)->bool: return self.nf is not None and (not self.teacher or hasattr(self, 'ema'))
-
-@patch
-def teacher_heads(self:Objective)->dict:
+def teacher_heads(self:Objective)->dict: # name: module
     "Which heads the teacher has copies of, by name."
     return {'projector':self.projector} if hasattr(self, 'projector') else {}
-
-@patch
-def after_step(self:Objective,
-    encoder, # The encoder as the optimizer's step has left it
-):
-    "What is to be done after each step: the teacher follows."
-    if self.teacher: self.ema.update(cos_momentum(self.momentum, self.pct_train, self.momentum_end), encoder=encoder, **self.teacher_heads())
-Objective.momentum,Objective.momentum_end = .996,1.
-
-@patch
-@contextmanager
-def held(self:Objective):
-    "Within, what the objective remembers is written down and not yet moved: `after_step` moves it, `discard` forgets it."
-    yield
-
-@patch
-def discard(self:Objective):
-    "Forget what was written down since the last step of the optimizer."
-
-@patch
-def unbind(self:Objective):
-    "Let the objective be used with another encoder than it was set up for, as after loading a checkpoint."
 
 @patch
 @torch.no_grad()
@@ -173,17 +175,105 @@ def teach(self:Objective,
     "The teacher's answer."
     return _project_all(self, self.encode(self.ema.encoder, views), getattr(self.ema, 'projector', None))
 
-# %% ../nbs/terms/00_objective.ipynb #1093ef54
+# %% ../nbs/terms/00_objective.ipynb #d127d0db
 @patch
-def check(self:Objective, views, y=None):
-    "Raise `ValueError` where views or labels are missing, before anything is computed"
-    if len(views)<self.min_views: raise ValueError(f'{self.name} needs at least {self.min_views} views: got {len(views)}; pass views=Views(n={self.min_views})')
-    if self.max_views and len(views)>self.max_views: raise ValueError(f'{self.name} has no use for more than {self.max_views} views: got {len(views)}; pass views=Views(n={self.max_views})')
-    if self.needs_labels and y is None: raise ValueError(f'{self.name} needs labels: got a batch without; pass labelled DataLoaders')
-    if self.teacher and not hasattr(self, 'ema'): raise ValueError(f'{self.name} has no teacher yet: call objective.set_up(encoder) first')
+def set_up(self:Objective,
+    encoder:nn.Module, # The `Encoder` that is going to be trained
+)->Objective: # self
+    "Heads, and the teacher if there is to be one, on the encoder's device; raises `ValueError` for another encoder."
+    new,dev = not self._bound.same(encoder.parameters()),_device(encoder)
+    if new: self._may_bind(encoder)
+    if self.nf is None:
+        self.build(encoder.nf)
+        self.nf = encoder.nf
+        self.to(dev)
+    if self.teacher:
+        students = dict(encoder=encoder, **self.teacher_heads())
+        if not hasattr(self, 'ema'): self.ema = EMATeacher(**students).to(dev)
+        elif new or not self.ema.watches: self.ema.watch(**students)
+    if new: self._bound = Links(encoder.parameters())
+    return self
+
+def _device(m): return next((p.device for p in m.parameters()), torch.device('cpu'))
 
 @patch
-def forward(self:Objective, encoder, views, y=None):
+def _may_bind(self:Objective, encoder):
+    "Raise `ValueError` where `encoder` does not fit, or is not the one that this was set up for"
+    who,fresh = self.name,f'use a new {type(self).__name__}()'
+    if self.nf not in (None,encoder.nf):
+        raise ValueError(f'{who} was built for an encoder of width {self.nf}, this one has {encoder.nf}: {fresh}')
+    if hasattr(self, 'ema') and _shapes(self.ema.encoder)!=_shapes(encoder):
+        raise ValueError(f'{who} has a teacher already, a copy of another encoder: {fresh}')
+    if not self._bound.free:
+        has = 'heads and teacher' if self.teacher else 'heads'
+        raise ValueError(f'{who} was set up for another encoder, and its {has} belong to that one: {fresh}; to go on '
+            'from a checkpoint, cb.load_state_dict(sd), or objective.unbind() where the weights are the same')
+    self.fits(encoder)
+
+def _shapes(m): return [p.shape for p in m.parameters()]
+
+@patch
+def unbind(self:Objective):
+    "Let the next `set_up` take another encoder than the last, as after loading a checkpoint."
+    self._bound = Links()
+
+@patch(as_prop=True)
+def is_set_up(self:Objective)->bool:
+    "Are heads and teacher there?"
+    return self.nf is not None and (not self.teacher or hasattr(self, 'ema'))
+
+# %% ../nbs/terms/00_objective.ipynb #3f991935
+@patch
+@contextmanager
+def held(self:Objective):
+    "Within, what is remembered is written down and not yet moved: `after_step` moves it, `discard` forgets it."
+    if self._group is None: self._group = self.pct_train,self.epoch
+    self.pct_train,self.epoch = self._group
+    with self._notes.opened(self): yield self
+
+@patch
+def _commit(self:Objective):
+    self._notes.commit()
+    self._group = None
+
+@patch
+def discard(self:Objective):
+    "Forget what was written down since the last step of the optimizer."
+    self._notes.clear()
+    self._group = None
+
+@patch
+def after_step(self:Objective,
+    encoder:nn.Module, # The encoder as the optimizer's step has left it
+):
+    "What is to be done after each step of the optimizer: what was written down moves, the teacher follows."
+    self._commit()
+    if not self.teacher: return
+    keep = cos_momentum(self.momentum, self.pct_train, self.momentum_end)
+    self.ema.update(keep, encoder=encoder, **self.teacher_heads())
+
+# %% ../nbs/terms/00_objective.ipynb #1093ef54
+@patch
+def check(self:Objective,
+    views:list, # Views, (bs, c, h, w) each
+    y:Tensor|None=None, # Labels, (bs,)
+):
+    "Raise `ValueError` where views or labels are missing, before anything is computed."
+    n,lo,hi = len(views),self.min_views,self.max_views
+    if n<lo: raise ValueError(f'{self.name} needs at least {lo} views: got {n}; pass views=Views(n={lo})')
+    if hi and n>hi:
+        raise ValueError(f'{self.name} has no use for more than {hi} views: got {n}; pass views=Views(n={hi})')
+    if self.needs_labels and y is None:
+        raise ValueError(f'{self.name} needs labels: got a batch without; pass labelled DataLoaders')
+    if self.teacher and not hasattr(self, 'ema'):
+        raise ValueError(f'{self.name} has no teacher yet: call objective.set_up(encoder) first')
+
+@patch
+def forward(self:Objective,
+    encoder:callable, # Images → (bs, nf)
+    views:list, # Views, (bs, c, h, w) each
+    y:Tensor|None=None, # Labels, (bs,), if there are any
+)->Tensor: # Scalar, float32
     "The term for these views: encode, project together, compare. Heads and loss run in float32."
     self.check(views, y)
     z = _project_all(self, self.encode(encoder, views[self.student_views]))
@@ -192,12 +282,13 @@ def forward(self:Objective, encoder, views, y=None):
 
 # %% ../nbs/terms/00_objective.ipynb #59885be9
 def get_objective(
-    o, # An `Objective`, or the name of one
+    o:Objective|str, # An `Objective`, or the name of one
 )->Objective:
-    "`o`, or a new objective of that name; raises `TypeError` for a class, `ValueError` for an unknown name (and offers the nearest)."
+    "`o`, or a new one of that name; raises `TypeError` for a class, `ValueError` for an unknown name."
     if isinstance(o, Objective): return o
+    names = Objective.registry
     if isinstance(o, str):
-        if o.lower() not in Objective.registry: raise ValueError(f'unknown objective {o!r}.{nearest(o.lower(), sorted(Objective.registry))}')
-        return Objective.registry[o.lower()]()
+        if o.lower() not in names: raise ValueError(f'unknown objective {o!r}.{nearest(o.lower(), sorted(names))}')
+        return names[o.lower()]()
     if isinstance(o, type): raise TypeError(f'{o.__name__} is a class: pass an instance, {o.__name__}()')
     raise TypeError(f'objective must be an Objective or its name: got {type(o).__name__} {o!r:.60}')

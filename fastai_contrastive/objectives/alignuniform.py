@@ -18,7 +18,7 @@ def align_loss(
     z2:Tensor, # Second views' embeddings, (n, dim), row i the partner of `z1[i]`
     alpha:float=2., # Power of the distance
 )->Tensor: # Scalar, 0 (same directions) to 2**alpha
-    "Mean distance of two views on the sphere, to a power; raises `ValueError` for shapes that differ or n < 2 (arXiv 2005.10242)."
+    "Mean distance of two views on the sphere, to a power (arXiv 2005.10242); raises `ValueError` for n < 2."
     _check_pair(z1, z2, 'align_loss')
     return (F.normalize(z1.float(), dim=1)-F.normalize(z2.float(), dim=1)).norm(dim=1).pow(alpha).mean()
 
@@ -27,7 +27,8 @@ def uniform_loss(
     t:float=2., # Narrowness of the kernel: the higher, the more the nearest pairs count
 )->Tensor: # Scalar, 0 where all are in one place, else negative
     "Logarithm of the mean Gaussian potential of pairs on the sphere; raises `ValueError` for n < 2 (arXiv 2005.10242)."
-    if z.ndim!=2 or len(z)<2: raise ValueError(f'uniform_loss needs (n, dim) embeddings of at least two images: got {tuple(z.shape)}')
+    if z.ndim!=2 or len(z)<2:
+        raise ValueError(f'uniform_loss needs (n, dim) embeddings of at least two images: got {tuple(z.shape)}')
     z = F.normalize(z.float(), dim=1)
     i,j = torch.triu_indices(len(z), len(z), 1, device=z.device)
     return (2*t*((z@z.T)[i,j]-1)).logsumexp(0)-math.log(len(i))
@@ -45,13 +46,16 @@ class AlignUniform(Objective):
         dim:int=128, # Width of the embedding
         hidden:int|None=None, # Width of the projector's hidden layer; the encoder's if None
     ):
-        if alpha<1: raise ValueError(f'alpha must be 1 or more, or views that agree have an infinite gradient: got {alpha}')
+        if alpha<1:
+            raise ValueError(f'alpha must be 1 or more, or views that agree have an infinite gradient: got {alpha}')
         if not t>0: raise ValueError(f't must be above 0: got {t}')
-        if min(align,uniform)<0 or align==uniform==0: raise ValueError(f'align and uniform must be 0 or more, and one above 0: got {align} and {uniform}')
+        if min(align,uniform)<0 or align==uniform==0:
+            raise ValueError(f'align and uniform must be 0 or more, and one above 0: got {align} and {uniform}')
         store_attr()
 
     def build(self, nf): self.projector = mlp(nf, self.hidden or nf, self.dim)
 
     def loss(self, z, t, y):
         z1,z2 = map(gather, z)
-        return self.align*align_loss(z1, z2, self.alpha) + self.uniform*(uniform_loss(z1, self.t)+uniform_loss(z2, self.t))/2
+        spread = (uniform_loss(z1, self.t)+uniform_loss(z2, self.t))/2
+        return self.align*align_loss(z1, z2, self.alpha) + self.uniform*spread

@@ -30,15 +30,18 @@ def infomax_nce(
     clip:float=10., # Scores stay within ±clip
     reg:float=4e-2, # Weight of the mean squared score
 )->Tensor: # Scalar
-    "InfoNCE of each place with each place of its own image, against all places of the others; raises `ValueError` for shapes that do not fit (AMDIM, arXiv 1906.00910)."
-    if q.ndim!=3 or k.ndim!=3 or q.shape[2]!=k.shape[2]: raise ValueError(f'infomax_nce needs (n, places, dim) and (m, places, dim): got {tuple(q.shape)} and {tuple(k.shape)}')
-    if len(k)<2: raise ValueError(f'infomax_nce needs two images at least, or there is nothing to tell apart: got {len(k)}')
+    "InfoNCE of each place with those of its own image (arXiv 1906.00910); raises `ValueError` for other shapes."
+    if q.ndim!=3 or k.ndim!=3 or q.shape[2]!=k.shape[2]:
+        raise ValueError('infomax_nce needs (n, places, dim) and (m, places, dim): '
+            f'got {tuple(q.shape)} and {tuple(k.shape)}')
+    if len(k)<2:
+        raise ValueError(f'infomax_nce needs two images at least, or there is nothing to tell apart: got {len(k)}')
     own = torch.arange(len(q), device=q.device) if own is None else own
     return checkpoint(_infomax, q.float(), k.float(), own, clip, reg, use_reentrant=False, preserve_rng_state=False)
 
 # %% ../../nbs/objectives/19_amdim.ipynb #eb7851ab
 class AMDIM(Objective):
-    "The whole of a view, and its coarse places, against the places of the other view (arXiv 1906.00910); `across=False` is Deep InfoMax (arXiv 1808.06670)"
+    "A view's whole and coarse places against the other's places (arXiv 1906.00910); or Deep InfoMax (arXiv 1808.06670)"
     negatives = 'batch'
     needs_maps = True
     def __init__(self,
@@ -66,7 +69,9 @@ class AMDIM(Objective):
     )->dict: # Embeddings at each scale, (n, places, dim)
         "The whole, the places of the maps, and those of the maps at half the resolution."
         fine = [min(s, self.side) for s in maps.shape[-2:]]
-        if not self.across and fine==[1,1]: raise ValueError(f'{self.name}: with across=False a map of one place is compared with itself, and nothing is learnt: take larger images, or an encoder that shrinks them less')
+        if not self.across and fine==[1,1]:
+            raise ValueError(f'{self.name}: with across=False a map of one place is compared with itself, and nothing '
+                'is learnt: take larger images, or an encoder that shrinks them less')
         x = dict(projector=f[...,None,None], fine=F.adaptive_avg_pool2d(maps, fine))
         if self.across: x['coarse'] = F.adaptive_avg_pool2d(maps, [(s+1)//2 for s in fine])
         x = {k:v.flatten(2).mT for k,v in x.items()}
@@ -75,10 +80,11 @@ class AMDIM(Objective):
     def loss(self, z, t, y):
         bs,dev = len(z[0]['fine']),z[0]['fine'].device
         own = torch.arange(bs, device=dev)+(gather(torch.full((bs,), rank(), device=dev))<rank()).sum()
-        pairs = [('projector','fine'),('projector','coarse'),('coarse','coarse')] if self.across else [('projector','fine')]
+        pairs = [('projector','fine'),('projector','coarse'),('coarse','coarse')][:3 if self.across else 1]
         keys = [{k:gather(v) for k,v in o.items() if k!='projector'} for o in z]
         if self.across: keys = keys[::-1]
-        return torch.stack([infomax_nce(q[a], k[b], own, self.clip, self.reg) for q,k in zip(z, keys) for a,b in pairs]).mean()
+        cs = [infomax_nce(q[a], k[b], own, self.clip, self.reg) for q,k in zip(z, keys) for a,b in pairs]
+        return torch.stack(cs).mean()
 
     def forward(self, encoder, views, y=None):
         self.check(views, y)

@@ -27,7 +27,8 @@ class BYOL(Objective):
         store_attr()
 
     def build(self, nf):
-        self.projector = mlp(nf, self.hidden, self.dim, last_bias=False) # The loss is blind to it: batch norm follows in the predictor
+        # The loss is blind to a last bias: batch norm follows in the predictor
+        self.projector = mlp(nf, self.hidden, self.dim, last_bias=False)
         self.predictor = mlp(self.dim, self.pred_hidden, self.dim)
 
     def views(self, size=None): return byol_views(size)

@@ -30,11 +30,14 @@ class CMC(Objective):
     def prepare(self, encoder): return split_encoder(encoder)
     def fits(self, encoder):
         if not isinstance(encoder.body, SplitBody):
-            raise ValueError(f"cmc needs an encoder of two halves, for brightness and for colour: got {encoder.arch}; pass create_encoder('split:NAME') or split_encoder(encoder) in its place")
+            raise ValueError(f'cmc needs an encoder of two halves, for brightness and for colour: got {encoder.arch}; '
+                "pass create_encoder('split:NAME') or split_encoder(encoder) in its place")
 
     def build(self, nf): self.luma,self.chroma = (nn.Linear(nf//2, self.dim) for _ in range(2))
-    def halves(self, f):
-        "The encoder's output (n, nf) → embeddings of brightness and of colour, (n, dim) each"
+    def halves(self,
+        f:Tensor, # The encoder's output, (n, nf)
+    )->list: # (n, dim) each
+        "Embeddings of brightness and of colour."
         return [h(o) for h,o in zip((self.luma,self.chroma), f.chunk(2, 1))]
 
     def loss(self, z, t, y):

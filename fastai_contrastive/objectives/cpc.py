@@ -9,19 +9,22 @@ __all__ = ['RowContext', 'patch_nce', 'one_channel', 'CPC']
 from torch.utils.checkpoint import checkpoint
 from fastai.vision.all import *
 from ..distributed import *
+from ..memory import *
 from ..views import *
 from ..core import *
 
 # %% ../../nbs/objectives/18_cpc.ipynb #0f418415
 class RowContext(nn.Sequential):
-    "Masked residual convolutions: each place sees its own row and those above, with every layer one place further (arXiv 1905.09272)"
+    "Masked residual convolutions: each place sees its row and those above, one further by layer (arXiv 1905.09272)"
     def __init__(self,
         nf:int, # Width of the patches' features, in and out
         hidden:int=256, # Width inside the layers
         layers:int=5, # Each reaches one row further up, and one place further to both sides
     ):
-        super().__init__(*[nn.Sequential(nn.Conv2d(nf, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, hidden, (1,3), padding=(0,1)),
-            nn.ZeroPad2d((0,0,1,0)), nn.Conv2d(hidden, hidden, (2,1)), nn.ReLU(), nn.Conv2d(hidden, nf, 1)) for _ in range(layers)])
+        super().__init__(*[nn.Sequential(
+            nn.Conv2d(nf, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, hidden, (1,3), padding=(0,1)),
+            nn.ZeroPad2d((0,0,1,0)), nn.Conv2d(hidden, hidden, (2,1)), nn.ReLU(), nn.Conv2d(hidden, nf, 1)
+            ) for _ in range(layers)])
 
     def forward(self,
         z:Tensor, # Features on their grid, (bs, nf, rows, columns)
@@ -36,15 +39,17 @@ def patch_nce(
     idx:Tensor, # Which of `targets` each prediction is about, (n,)
     scale:float=.1, # Factor of the scores
 )->Tensor: # Scalar
-    "InfoNCE of predicted patches against all patches, by dot products; the scores are not kept, but computed again for the gradient (CPC, arXiv 1807.03748)."
-    if len(targets)<2: raise ValueError(f'patch_nce needs two patches at least, or there is nothing to tell apart: got {len(targets)}')
-    return checkpoint(lambda p,t: F.cross_entropy(scale*(p@t.T), idx), pred.float(), targets.float(), use_reentrant=False, preserve_rng_state=False)
+    "InfoNCE of predicted patches by dot products (arXiv 1807.03748); scores are not kept, but computed again."
+    if len(targets)<2:
+        raise ValueError(f'patch_nce needs two patches at least, or there is nothing to tell apart: got {len(targets)}')
+    def _ce(p, t): return F.cross_entropy(scale*(p@t.T), idx)
+    return checkpoint(_ce, pred.float(), targets.float(), use_reentrant=False, preserve_rng_state=False)
 
 # %% ../../nbs/objectives/18_cpc.ipynb #30c6a200
 def one_channel(
     x:Tensor, # Patches of a batch, (bs, places, c, p, p)
     p:float=1., # Chance that a place is changed
-    generator=None, # Of random numbers, on the CPU; PyTorch's own if None
+    generator:torch.Generator|None=None, # Of random numbers, on the CPU; PyTorch's own if None
 )->Tensor: # The same shape
     "At some places of the grid only one channel, drawn at random, is left; the others are 0. The same for all images."
     n,c = x.shape[1:3]
@@ -53,7 +58,7 @@ def one_channel(
 
 # %% ../../nbs/objectives/18_cpc.ipynb #9d7028cf
 class CPC(Objective):
-    "Patches predicted from the rows before them, in up to four directions, against all patches of the batch (arXiv 1905.09272)"
+    "Patches predicted from the rows before them, in up to four directions, against all of the batch (arXiv 1905.09272)"
     negatives = 'batch'
     min_views = max_views = 1
     def __init__(self,
@@ -69,37 +74,51 @@ class CPC(Objective):
         p_drop:float=1., # Chance that only one channel of a patch is shown
     ):
         if not 0<=overlap<1: raise ValueError(f'overlap must be from 0 to below 1: got {overlap}')
-        if first*(1-overlap)<1-1e-6: raise ValueError(f'with overlap {overlap} a patch shares pixels with the one {first} rows away: raise first to {math.ceil(1/(1-overlap)-1e-6)} or lower overlap')
+        if first*(1-overlap)<1-1e-6:
+            raise ValueError(f'with overlap {overlap} a patch shares pixels with the one {first} rows away: '
+                f'raise first to {math.ceil(1/(1-overlap)-1e-6)} or lower overlap')
         if steps<first: raise ValueError(f'steps must be ≥ first: got steps {steps}, first {first}')
-        if n is not None and n<=first: raise ValueError(f'n must be above first, or nothing can be predicted: got n {n}, first {first}')
+        if n is not None and n<=first:
+            raise ValueError(f'n must be above first, or nothing can be predicted: got n {n}, first {first}')
         if not 1<=directions<=4: raise ValueError(f'directions must be from 1 to 4: got {directions}')
         if layers<1: raise ValueError(f'layers must be 1 or more: got {layers}')
-        if not (scale>0 and 0<=p_drop<=1): raise ValueError(f'scale must be above 0 and p_drop from 0 to 1: got {scale} and {p_drop}')
+        if not (scale>0 and 0<=p_drop<=1):
+            raise ValueError(f'scale must be above 0 and p_drop from 0 to 1: got {scale} and {p_drop}')
         store_attr()
         self.register_buffer('step', torch.zeros((), dtype=torch.long))
 
     def build(self, nf):
         ks = self.steps-self.first+1
         self.target = nn.Linear(nf, self.dim)
-        self.context = nn.ModuleList(nn.Sequential(RowContext(nf, self.hidden, self.layers), nn.Conv2d(nf, ks*self.dim, 1)) for _ in range(self.directions))
+        net = lambda: nn.Sequential(RowContext(nf, self.hidden, self.layers), nn.Conv2d(nf, ks*self.dim, 1))
+        self.context = nn.ModuleList(net() for _ in range(self.directions))
 
     def views(self, size=None): return Views(n=1, size=size)
 
     def latents(self,
-        encoder, # Images → (bs, nf)
+        encoder:callable, # Images → (bs, nf)
         x:Tensor, # Images, (bs, c, h, w)
     )->Tensor: # Features of the patches on their grid, (bs, n, n, nf)
-        "Cut into patches, encode them in one pass, and give each feature vector mean 0 and variance 1; raises `ValueError` for images too small."
+        "Encode the patches in one pass; each vector gets mean 0, variance 1. Raises `ValueError` for images too small."
         s = min(x.shape[-2:])
         n = self.n or min(7, int(1+(s/16-1)/(1-self.overlap)+1e-6))
-        if n<=self.first: raise ValueError(f'{self.name}: images of {s} pixels give {n} patches of 16 along a side, and {self.first+1} are needed: take larger images, or pass n={self.first+1} for smaller patches')
-        ps = one_channel(patch_grid(x.as_subclass(Tensor), n, self.overlap), self.p_drop, torch.Generator().manual_seed(int(self.step)))
-        if self.training: self.step += 1
+        if n<=self.first:
+            raise ValueError(f'{self.name}: images of {s} pixels give {n} patches of 16 along a side, and '
+                f'{self.first+1} are needed: take larger images, or pass n={self.first+1} for smaller patches')
+        g = torch.Generator().manual_seed(int(self.step))
+        ps = one_channel(patch_grid(x.as_subclass(Tensor), n, self.overlap), self.p_drop, g)
+        if self.training: self.count()
         try: z = encoder(ps.flatten(0,1)).unflatten(0, (-1,n,n)).float()
         except torch.cuda.OutOfMemoryError: raise
         except (AssertionError, RuntimeError) as e:
-            raise ValueError(f'{self.name}: the encoder failed on patches of {ps.shape[-1]} pixels ({e}): take larger images, a smaller n, or an encoder for any size') from e
+            raise ValueError(f'{self.name}: the encoder failed on patches of {ps.shape[-1]} pixels ({e}): '
+                'take larger images, a smaller n, or an encoder for any size') from e
         return F.layer_norm(z, z.shape[-1:])
+
+    @once_a_step
+    def count(self):
+        "Count a step of the optimizer."
+        self.step += 1
 
     def loss(self, z, t, y):
         z,(bs,n) = z[0],z[0].shape[:2]
@@ -110,7 +129,8 @@ class CPC(Objective):
         for r,net in enumerate(self.context):
             p = net(z.rot90(r, (1,2))[:,:-self.first].permute(0,3,1,2)).permute(0,2,3,1).unflatten(3, (-1,self.dim))
             for k in range(self.first, min(self.steps, n-1)+1):
-                out.append(patch_nce(p[:,:n-k,:,k-self.first].flatten(0,2), t.flatten(0,2), idx.rot90(r, (1,2))[:,k:].flatten(), self.scale))
+                pred,own = p[:,:n-k,:,k-self.first].flatten(0,2),idx.rot90(r, (1,2))[:,k:].flatten()
+                out.append(patch_nce(pred, t.flatten(0,2), own, self.scale))
         return torch.stack(out).mean()
 
     def forward(self, encoder, views, y=None):

@@ -19,7 +19,7 @@ def dcl(
     temp:float=.1, # Softmax temperature
     sigma:float|None=None, # Spread of the weights on the partners, the smaller the more uneven; None for equal weights
 )->Tensor: # Scalar, may be negative
-    "Decoupled contrastive loss; raises `ValueError` for shapes that differ or n < 2 (arXiv 2110.06848, its equations 6 and 7)."
+    "Decoupled contrastive loss, equations 6 and 7 of arXiv 2110.06848; raises `ValueError` for other shapes or n < 2."
     _check_pair(z1, z2, 'dcl')
     n,z = len(z1),F.normalize(torch.cat([z1,z2]).float(), dim=1)
     own = torch.eye(n, dtype=torch.bool, device=z.device).repeat(2,2)

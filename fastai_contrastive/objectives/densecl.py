@@ -51,8 +51,12 @@ class DenseCL(Objective):
 
     def teacher_heads(self): return dict(projector=self.projector, dense=self.dense)
 
-    def embed(self, encoder, x, heads):
-        "Views (bs, c, h, w) → the whole's embedding (bs, dim), cells' embeddings (bs, s, dim) and backbone features (bs, s, nf)"
+    def embed(self,
+        encoder:Encoder, # The student's encoder or the teacher's
+        x:Tensor, # Views, (bs, c, h, w)
+        heads:nn.Module, # What has the heads `projector` and `dense`
+    )->tuple: # (bs, dim), (bs, s, dim), (bs, s, nf)
+        "Embeddings of the whole and of its cells, and the backbone's features of the cells."
         whole,m = (o.float() for o in encoder.both(x))
         f = F.adaptive_avg_pool2d(m, [min(self.grid, o) for o in m.shape[-2:]]).flatten(2).mT
         return self.project(whole, heads.projector),self.project(f, heads.dense),f
@@ -66,6 +70,7 @@ class DenseCL(Objective):
     def loss(self, z, t, y):
         (q,r,f),(k,s,g) = z,t
         c = dense_match(f, g)[...,None].expand(-1, -1, self.dim)
-        a,b = info_nce(q, k, self.queue.items, self.temp),info_nce(r.flatten(0,1), s.gather(1,c).flatten(0,1), self.dense_queue.items, self.temp)
+        a = info_nce(q, k, self.queue.items, self.temp)
+        b = info_nce(r.flatten(0,1), s.gather(1,c).flatten(0,1), self.dense_queue.items, self.temp)
         if self.training: self.queue.put(k), self.dense_queue.put(s.mean(1))
         return (1-self.lambd)*a + self.lambd*b

@@ -16,7 +16,7 @@ from ..core import *
 
 # %% ../../nbs/objectives/17_dino.ipynb #b859e4c1
 class DINO(Objective):
-    "Self-distillation: the student gives the centred, sharpened answer of a momentum teacher to another view (arXiv 2104.14294)"
+    "The student gives the centred, sharpened answer of a momentum teacher to another view (arXiv 2104.14294)"
     teacher,teacher_views = True,slice(0,2)
     def __init__(self,
         n_prototypes:int=4096, # Width of the answers
@@ -30,7 +30,7 @@ class DINO(Objective):
         momentum:float=.996, # Share of its weights that the teacher keeps at each step, at the beginning
         momentum_end:float=1., # And at the end
         center_momentum:float=.9, # Share of the old centre that is kept at each step
-        balance:str='center', # What keeps the answers apart: 'center', or 'sinkhorn' as in DINOv2 (arXiv 2304.07193), which has no centre
+        balance:str='center', # What keeps the answers apart: 'center', or DINOv2's 'sinkhorn' (arXiv 2304.07193)
         freeze:int=1, # Epochs of the first fit in which the prototypes stand still
     ):
         for k,v in dict(temp=temp, teacher_temp=teacher_temp, warmup_temp=warmup_temp).items():
@@ -39,28 +39,36 @@ class DINO(Objective):
             if not 0<=v<=1: raise ValueError(f'{k} must be from 0 to 1: got {v}')
         for k,v,lo in (('n_prototypes',n_prototypes,2),('bottleneck',bottleneck,1),('freeze',freeze,0)):
             if v<lo: raise ValueError(f'{k} must be {lo} or more: got {v}')
-        if balance not in ('center','sinkhorn'): raise ValueError(f"balance must be 'center' or 'sinkhorn': got {balance!r}")
+        if balance not in ('center','sinkhorn'):
+            raise ValueError(f"balance must be 'center' or 'sinkhorn': got {balance!r}")
         store_attr()
         self.fit_count = FitCount()
 
     def views(self, size=None):
-        return Views(n=2, size=size, scale=(.4,1.), saturation=.2, p_blur=(1.,.1,.5), p_solarize=(0.,.2,0.), n_small=8, small_scale=(.05,.4))
+        colour = dict(saturation=.2, p_blur=(1.,.1,.5), p_solarize=(0.,.2,0.))
+        return Views(n=2, size=size, scale=(.4,1.), n_small=8, small_scale=(.05,.4), **colour)
 
     def build(self, nf):
         self.projector = mlp(nf, self.hidden, self.hidden, self.bottleneck, bn=self.bn, act=nn.GELU)
         for m in self.projector:
             if isinstance(m, nn.Linear): init_linear(m, init=partial(nn.init.trunc_normal_, std=.02), bias_std=0.)
-        self.prototypes,self.center = Prototypes(self.bottleneck, self.n_prototypes),Center(self.n_prototypes, self.center_momentum)
+        self.prototypes = Prototypes(self.bottleneck, self.n_prototypes)
+        self.center = Center(self.n_prototypes, self.center_momentum)
 
     def teacher_heads(self): return dict(projector=self.projector, prototypes=self.prototypes)
 
     def check(self, views, y=None):
         super().check(views, y)
         a,b = (tuple(v.shape[-2:]) for v in views[:2])
-        if a!=b: raise ValueError(f'dino needs two large views, of one size, before the small ones: got {a} and {b}; pass views=Views(n=2, n_small=...)')
+        if a!=b:
+            raise ValueError(f'dino needs two large views, of one size, before the small ones: got {a} and {b}; '
+                'pass views=Views(n=2, n_small=...)')
 
     @property
-    def now_temp(self)->float: return self.warmup_temp + (self.teacher_temp-self.warmup_temp)*(min(1, self.pct_train/self.warmup) if self.warmup else 1)
+    def now_temp(self)->float:
+        "The teacher's temperature at this point of the fit."
+        done = min(1, self.pct_train/self.warmup) if self.warmup else 1
+        return self.warmup_temp + (self.teacher_temp-self.warmup_temp)*done
 
     @torch.no_grad()
     def answers(self,
@@ -73,10 +81,11 @@ class DINO(Objective):
         return q.split([len(o) for o in scores])
 
     def loss(self, z, t, y):
-        if self.training: self.fit_count.update(self.pct_train)
-        sims = [self.prototypes(o, frozen=self.epoch<self.freeze and self.fit_count.n<2) for o in z]
+        frozen = self.epoch<self.freeze and self.fit_count(self.pct_train)<2
+        sims = [self.prototypes(o, frozen=frozen) for o in z]
         t = [self.ema.prototypes(o) for o in t]
         qs = self.answers(t)
-        loss = torch.stack([swapped_ce(s, q, self.temp) for i,q in enumerate(qs) for j,s in enumerate(sims) if i!=j]).mean()
+        pairs = [(s,q) for i,q in enumerate(qs) for j,s in enumerate(sims) if i!=j]
         if self.training: self.center.update(torch.cat(t))
+        return torch.stack([swapped_ce(s, q, self.temp) for s,q in pairs]).mean()
         return loss

@@ -9,6 +9,7 @@ __all__ = ['sigreg', 'LeJEPA']
 from fastai.vision.all import *
 from ..distributed import *
 from ..heads import *
+from ..memory import *
 from ..views import *
 from ..core import *
 
@@ -19,7 +20,7 @@ def sigreg(
     knots:int=17, # Points of the trapezoid sum from `-t_max` to `t_max`, odd
     t_max:float=5., # Where the integral ends
 )->Tensor: # Scalar: mean over the directions
-    "Sketched isotropic Gaussian regularisation: Epps and Pulley's statistic of random projections against N(0, 1) (LeJEPA, arXiv 2511.08544)."
+    "Epps and Pulley's statistic of random projections against N(0, 1) (LeJEPA, arXiv 2511.08544)."
     t = torch.linspace(0, t_max, knots//2+1, device=z.device)
     normal = (-t**2/2).exp()
     xt = (z.float()@dirs)[...,None]*t
@@ -52,8 +53,13 @@ class LeJEPA(Objective):
         g = torch.Generator().manual_seed(int(self.step))
         return F.normalize(torch.randn(self.dim, self.slices, generator=g), dim=0).to(self.step.device)
 
+    @once_a_step
+    def count(self):
+        "Count a step of the optimizer."
+        self.step += 1
+
     def loss(self, z, t, y):
         z,dirs = torch.stack([gather(o) for o in z]),self.directions()
-        if self.training: self.step += 1
+        if self.training: self.count()
         pred = (z[:self.n_global].mean(0)-z).pow(2).mean()
         return (1-self.lambd)*pred + self.lambd*torch.stack([sigreg(v, dirs, self.knots) for v in z]).mean()

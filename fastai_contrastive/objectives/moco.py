@@ -41,7 +41,9 @@ class MoCo(Objective):
 
     def fits_bs(self, bs):
         n = bs*len(range(2)[self.teacher_views])
-        if n>self.queue_size: raise ValueError(f'queue_size must hold the keys of a batch, {n}: got {self.queue_size}; raise queue_size or lower bs')
+        if n>self.queue_size:
+            raise ValueError(f'queue_size must hold the keys of a batch, {n}: got {self.queue_size}; '
+                'raise queue_size or lower bs')
 
     def loss(self, z, t, y):
         if self.training: self.fits_bs(world()*len(t[0]))

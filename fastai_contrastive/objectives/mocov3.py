@@ -15,7 +15,7 @@ from ..core import *
 
 # %% ../../nbs/objectives/06_mocov3.ipynb #84dc9c2f
 class MoCoV3(Objective):
-    "Symmetric InfoNCE of a predictor's queries with a momentum encoder's keys, negatives from the batch of all processes (arXiv 2104.02057)"
+    "Symmetric InfoNCE of a predictor's queries with a teacher's keys, negatives from the batch (arXiv 2104.02057)"
     negatives,large_batch = 'batch',True
     teacher = True
     max_views = 2
@@ -24,7 +24,7 @@ class MoCoV3(Objective):
         dim:int=256, # Width of the embedding
         hidden:int=4096, # Width of the hidden layers of projector and predictor
         n_layers:int=2, # Linear layers of the projector: 2 for a ConvNet, 3 for a ViT
-        momentum:float=.99, # Share of its weights that the teacher keeps at the first step; it goes to `momentum_end` by a cosine
+        momentum:float=.99, # Share of its weights that the teacher keeps at the first step; then along half a cosine
         momentum_end:float=1., # And at the last
     ):
         if not temp>0: raise ValueError(f'temp must be above 0: got {temp}')

@@ -22,7 +22,7 @@ def nearest_in(
     return items[(F.normalize(z.detach().float(), dim=1)@items.T).argmax(1)]
 
 class NNCLR(Objective):
-    "InfoNCE with a view's nearest neighbour in a queue as the positive, predicted from the other view (arXiv 2104.14548)"
+    "InfoNCE with a view's nearest neighbour in a queue as the positive of the other view (arXiv 2104.14548)"
     negatives,large_batch = 'batch',True
     max_views = 2
     def __init__(self,

@@ -9,6 +9,7 @@ __all__ = ['pirl_nce', 'PIRL']
 from fastai.vision.all import *
 from ..distributed import *
 from ..heads import *
+from ..memory import *
 from ..views import *
 from ..encoder import _dry_pass
 from ..core import *
@@ -28,7 +29,8 @@ def pirl_nce(
     logp = torch.cat([(q*m).sum(1, keepdim=True)/temp, sim], 1).log_softmax(1)
     top = torch.zeros_like(logp, dtype=torch.bool).scatter(1, logp.argmax(1, keepdim=True), True)
     # 1-p would be rounded to 0 for a likely one: there it is the sum of the others
-    rest = torch.where(top, logp.masked_fill(top, -torch.inf).logsumexp(1, keepdim=True), torch.log1p(-logp.exp().masked_fill(top, 0.)))
+    others = logp.masked_fill(top, -torch.inf).logsumexp(1, keepdim=True)
+    rest = torch.where(top, others, torch.log1p(-logp.exp().masked_fill(top, 0.)))
     return -(logp[:,0] + rest[:,1:].sum(1)).mean()
 
 # %% ../../nbs/objectives/07_pirl.ipynb #23bb59ed
@@ -45,19 +47,24 @@ class PIRL(Objective):
         n_neg:int=2048, # Negatives drawn for a batch; all of a smaller data set
         momentum:float=.5, # Share of its old row that the memory keeps
         grid:int=3, # Pieces along a side
-        patch_size:int|None=None, # Side of a piece as the encoder gets it, pixels; the next multiple of 16, or of a ViT's patch, if None
+        patch_size:int|None=None, # Side of an encoded piece, pixels; a multiple of 16, or of a ViT's patch, if None
     ):
-        if transform not in ('jigsaw','rotation'): raise ValueError(f"transform must be 'jigsaw' or 'rotation': got {transform!r}")
+        if transform not in ('jigsaw','rotation'):
+            raise ValueError(f"transform must be 'jigsaw' or 'rotation': got {transform!r}")
         if not temp>0: raise ValueError(f'temp must be above 0: got {temp}')
-        if not (0<=lambd<=1 and 0<=momentum<=1): raise ValueError(f'lambd and momentum must be from 0 to 1: got {lambd} and {momentum}')
-        if patch_size is not None and patch_size<1: raise ValueError(f'patch_size must be 1 or more, or None: got {patch_size}')
+        if not (0<=lambd<=1 and 0<=momentum<=1):
+            raise ValueError(f'lambd and momentum must be from 0 to 1: got {lambd} and {momentum}')
+        if patch_size is not None and patch_size<1:
+            raise ValueError(f'patch_size must be 1 or more, or None: got {patch_size}')
         if n_neg<2 or grid<2: raise ValueError(f'n_neg and grid must be 2 or more: got {n_neg} and {grid}')
         store_attr()
 
     def views(self, size=None): return Views(n=2, size=size)
 
     def build(self, nf):
-        if not self.n_items or self.n_items<2: raise ValueError(f'pirl remembers every image: set n_items, how many there are (2 or more), first; got {self.n_items}')
+        if not self.n_items or self.n_items<2:
+            raise ValueError('pirl remembers every image: set n_items, how many there are (2 or more), first; '
+                f'got {self.n_items}')
         head = partial(mlp, *filter(None, (nf, self.hidden, self.dim)))
         self.projector,self.joined = head(),head()
         if self.transform=='jigsaw': self.piece,self.joined = self.joined,nn.Linear(self.grid**2*self.dim, self.dim)
@@ -67,24 +74,34 @@ class PIRL(Objective):
     def fits(self, encoder):
         if self.transform=='rotation': return
         try: _dry_pass(lambda x: encoder(self.pieces(encoder, x)), encoder.body, encoder.n_in)
-        except ValueError as e: raise ValueError(f"pirl cuts images into pieces, and this encoder cannot take them ({e.__cause__}): pass patch_size=, or transform='rotation'") from e
+        except ValueError as e:
+            raise ValueError('pirl cuts images into pieces, and this encoder cannot take them '
+                f"({e.__cause__}): pass patch_size=, or transform='rotation'") from e
 
-    def pieces(self, encoder, x):
-        "Views (bs, c, h, w) → pieces (bs*grid*grid, c, p, p)"
+    def pieces(self,
+        encoder:Encoder, # Whose patches, if it is a ViT, the pieces should be a multiple of
+        x:Tensor, # Views, (bs, c, h, w)
+    )->Tensor: # (bs*grid*grid, c, p, p)
+        "The pieces of each view, row by row."
         step = getattr(getattr(encoder.body, 'patch_embed', None), 'patch_size', (16,))[0]
         p = self.patch_size or math.ceil(min(x.shape[-2:])/self.grid/step)*step
         return patch_grid(F.interpolate(x, (self.grid*p,)*2, mode='bilinear'), self.grid).flatten(0,1)
 
-    def transformed(self, encoder, x):
-        "Views (bs, c, h, w) → embeddings of what the transformation makes of them, (bs, dim)"
+    def transformed(self,
+        encoder:Encoder, # Images → (bs, nf)
+        x:Tensor, # Views, (bs, c, h, w)
+    )->Tensor: # (bs, dim)
+        "Embeddings of what the transformation makes of the views."
         # A process takes its rows of one draw for all, or those of one seed would do the same
         n,k = len(x),self.grid**2
         u = torch.rand(world()*n, k, device=x.device)[rank()*n:][:n]
         if self.transform=='jigsaw':
             z = self.project(encoder(self.pieces(encoder, x)), self.piece).unflatten(0, (n,k))
             return self.project(z[torch.arange(n, device=x.device)[:,None],u.argsort(1)].flatten(1), self.joined)
-        if x.shape[-1]!=x.shape[-2]: raise ValueError(f'pirl can turn square views only: got {tuple(x.shape[-2:])}; pass views of one side')
-        return self.project(encoder(torch.stack([o.rot90(r, (1,2)) for o,r in zip(x, (u[:,0]*4).long().tolist())])), self.joined)
+        if x.shape[-1]!=x.shape[-2]:
+            raise ValueError(f'pirl can turn square views only: got {tuple(x.shape[-2:])}; pass views of one side')
+        turned = torch.stack([o.rot90(r, (1,2)) for o,r in zip(x, (u[:,0]*4).long().tolist())])
+        return self.project(encoder(turned), self.joined)
 
     def forward(self, encoder, views, y=None):
         self.check(views, y)
@@ -95,15 +112,29 @@ class PIRL(Objective):
         f,g = z
         ids,idxs = self._rows(f),torch.randperm(len(self.memory), device=f.device)[:self.n_neg]
         new = F.normalize(f.detach(), dim=1)
-        m,own = (new,None) if ids is None else (torch.where(self.met[ids,None], self.memory[ids], new),ids[:,None]==idxs)
+        m,own = new,None
+        if ids is not None: m,own = torch.where(self.met[ids,None], self.memory[ids], new),ids[:,None]==idxs
         a,b = (pirl_nce(o, m, self.memory[idxs], self.temp, own) for o in (g,f))
         if self.training and ids is not None:
-            ids = gather(ids)
-            self.memory[ids],self.met[ids] = gather(F.normalize(self.momentum*m + (1-self.momentum)*new, dim=1)),True
+            self.write(ids, F.normalize(self.momentum*m + (1-self.momentum)*new, dim=1))
         return self.lambd*a + (1-self.lambd)*b
+
+    @once_a_step
+    def write(self,
+        ids:Tensor, # Which images, (n,)
+        rows:Tensor, # What is to be held of them, (n, dim), of unit length
+    ):
+        "Let the memory hold these rows, and those of the other processes."
+        ids,rows = gather(ids),gather(rows)
+        self.memory[ids],self.met[ids] = rows,True
 
     def _rows(self, f):
         if self.ids is None: return
-        if len(self.ids)!=len(f): raise ValueError(f'pirl needs to know which images a batch holds: got {len(f)} images and {len(self.ids)} ids; take items that cannot be loaded out of the data set beforehand')
-        if self.ids.max()>=len(self.memory): raise ValueError(f'pirl remembers {len(self.memory)} images: got ids up to {self.ids.max()}; use a new PIRL() for other data')
+        if len(self.ids)!=len(f):
+            raise ValueError('pirl needs to know which images a batch holds: '
+                f'got {len(f)} images and {len(self.ids)} ids; '
+                'take items that cannot be loaded out of the data set beforehand')
+        if self.ids.max()>=len(self.memory):
+            raise ValueError(f'pirl remembers {len(self.memory)} images: got ids up to {self.ids.max()}; '
+                'use a new PIRL() for other data')
         return self.ids.to(f.device)

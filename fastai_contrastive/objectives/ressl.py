@@ -37,7 +37,8 @@ class ReSSL(Objective):
         queue_size:int=4096, # Number of embeddings to relate to, a batch's (of all processes) or more
         momentum:float=.999, # Share of its weights that the teacher keeps at a step, the same throughout
     ):
-        if not 0<teacher_temp<temp: raise ValueError(f'teacher_temp must be above 0 and below temp: got {teacher_temp} and temp {temp}')
+        if not 0<teacher_temp<temp:
+            raise ValueError(f'teacher_temp must be above 0 and below temp: got {teacher_temp} and temp {temp}')
         if queue_size<2: raise ValueError(f'queue_size must be 2 or more: got {queue_size}')
         store_attr()
         self.momentum_end = momentum
@@ -49,7 +50,9 @@ class ReSSL(Objective):
         self.queue = Queue(self.queue_size, self.dim)
 
     def fits_bs(self, bs):
-        if bs>self.queue_size: raise ValueError(f'queue_size must hold the embeddings of a batch, {bs}: got {self.queue_size}; raise queue_size or lower bs')
+        if bs>self.queue_size:
+            raise ValueError(f'queue_size must hold the embeddings of a batch, {bs}: got {self.queue_size}; '
+                'raise queue_size or lower bs')
 
     def loss(self, z, t, y):
         if self.training: self.fits_bs(world()*len(t[0]))

@@ -14,7 +14,7 @@ from ..core import *
 
 # %% ../../nbs/objectives/03_supcon.ipynb #788d7502
 class SupCon(Objective):
-    "Images of one class are each other's partners; one without a label (-1) has its own other view only (arXiv 2004.11362)"
+    "Images of one class are each other's partners; one without a label (-1) has only its other view (arXiv 2004.11362)"
     negatives,large_batch = 'batch',True
     needs_labels = True
     def __init__(self,
@@ -29,7 +29,8 @@ class SupCon(Objective):
 
     def loss(self, z, t, y):
         if y.shape!=z[0].shape[:1] or y.is_floating_point():
-            raise ValueError(f'supcon needs one class per image, whole numbers (bs,): got labels of shape {tuple(y.shape)}, {y.dtype}; pass DataLoaders with a CategoryBlock')
+            raise ValueError('supcon needs one class per image, whole numbers (bs,): got labels of shape '
+                f'{tuple(y.shape)}, {y.dtype}; pass DataLoaders with a CategoryBlock')
         y = gather(y.long())
         y = torch.where(y<0, -1-torch.arange(len(y), device=y.device), y)
         return sup_con(torch.cat([gather(o) for o in z]), y.repeat(len(z)), temp=self.temp)

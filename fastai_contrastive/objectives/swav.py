@@ -31,9 +31,9 @@ class SwAV(Objective):
     ):
         for k,v in dict(temp=temp, eps=eps).items():
             if not v>0: raise ValueError(f'{k} must be above 0: got {v}')
-        for k,v,lo in (('n_prototypes',n_prototypes,2),('iters',iters,1),('queue_size',queue_size,0),('queue_start',queue_start,0),('freeze',freeze,0)):
-            if v<lo: raise ValueError(f'{k} must be {lo} or more: got {v}')
         store_attr()
+        for k,lo in dict(n_prototypes=2, iters=1, queue_size=0, queue_start=0, freeze=0).items():
+            if getattr(self,k)<lo: raise ValueError(f'{k} must be {lo} or more: got {getattr(self,k)}')
         self.fit_count = FitCount()
 
     def views(self, size=None): return Views(n=2, size=size, n_small=6)
@@ -46,7 +46,9 @@ class SwAV(Objective):
     def check(self, views, y=None):
         super().check(views, y)
         a,b = (tuple(v.shape[-2:]) for v in views[:2])
-        if a!=b: raise ValueError(f'swav needs two large views, of one size, before the small ones: got {a} and {b}; pass views=Views(n=2, n_small=...)')
+        if a!=b:
+            raise ValueError(f'swav needs two large views, of one size, before the small ones: got {a} and {b}; '
+                'pass views=Views(n=2, n_small=...)')
 
     @torch.no_grad()
     def assign(self,
@@ -61,10 +63,11 @@ class SwAV(Objective):
         return sinkhorn(self.prototypes(torch.cat([old, rows])), self.eps, self.iters)[len(old):][mine]
 
     def loss(self, z, t, y):
-        if self.training: self.fit_count.update(self.pct_train)
-        sims = [self.prototypes(o, frozen=self.epoch<self.freeze and self.fit_count.n<2) for o in z]
+        frozen = self.epoch<self.freeze and self.fit_count(self.pct_train)<2
+        sims = [self.prototypes(o, frozen=frozen) for o in z]
         qs = [self.assign(o, i) for i,o in enumerate(z[:2])]
-        return torch.stack([swapped_ce(s, q, self.temp) for i,q in enumerate(qs) for j,s in enumerate(sims) if i!=j]).mean()
+        pairs = [(s,q) for i,q in enumerate(qs) for j,s in enumerate(sims) if i!=j]
+        return torch.stack([swapped_ce(s, q, self.temp) for s,q in pairs]).mean()
 
     @torch.no_grad()
     def after_step(self, encoder): self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))

@@ -10,6 +10,7 @@ from fastai.vision.all import *
 from ..distributed import *
 from ..losses import *
 from ..heads import *
+from ..memory import *
 from ..views import *
 from ..core import *
 
@@ -35,8 +36,21 @@ class TiCo(Objective):
     def build(self, nf): self.projector = mlp(nf, self.hidden, self.dim)
     def views(self, size=None): return byol_views(size, scale=(.08,1.))
 
+    def with_batch(self,
+        z:Tensor, # Unit embeddings of all processes, (n, dim)
+    )->Tensor: # (dim, dim)
+        "The running second moments, this batch included."
+        return self.beta*self.C + (1-self.beta)*z.T@z/len(z)
+
+    @once_a_step
+    def remember(self,
+        z:Tensor, # Unit embeddings of all processes, (n, dim)
+    ):
+        "Let the second moments move by a batch."
+        self.C = self.with_batch(z)
+
     def loss(self, z, t, y):
         z,t = F.normalize(gather(z[0]), dim=1),gather(t[0])
-        C = self.beta*self.C + (1-self.beta)*z.T@z/len(z)
-        if self.training: self.C = C.detach()
+        C = self.with_batch(z)
+        if self.training: self.remember(z)
         return neg_cosine(z, t) + self.rho*((z@C)*z).sum(1).mean()

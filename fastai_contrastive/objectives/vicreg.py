@@ -35,4 +35,5 @@ class VICReg(Objective):
     def views(self, size=None): return byol_views(size)
 
     def loss(self, z, t, y):
-        return torch.stack([vicreg(a, b, self.inv, self.var, self.cov) for a,b in combinations(map(gather, z), 2)]).mean()
+        pairs = combinations(map(gather, z), 2)
+        return torch.stack([vicreg(a, b, self.inv, self.var, self.cov) for a,b in pairs]).mean()

@@ -10,6 +10,7 @@ from itertools import combinations
 from fastai.vision.all import *
 from ..distributed import *
 from ..heads import *
+from ..memory import *
 from ..core import *
 
 # %% ../../nbs/objectives/13_wmse.ipynb #b27a73c8
@@ -17,7 +18,7 @@ def whiten(
     z:Tensor, # Embeddings, (n, dim), with n above dim; any scale
     eps:float=1e-2, # How far the covariance is shrunk towards the identity, 0 to 1
 )->Tensor: # (n, dim); mean 0 and, as eps goes to 0, covariance the identity
-    "Whiten by the inverse Cholesky factor of the covariance; raises `ValueError` unless n is above dim (W-MSE, arXiv 2007.06346)."
+    "Whiten by the covariance's inverse Cholesky factor (arXiv 2007.06346); raises `ValueError` unless n is above dim."
     n,d = z.shape
     if n<=d: raise ValueError(f'whiten needs more rows than dimensions: got {n} rows of {d}; raise bs or lower dim')
     z = z.float()-z.float().mean(0)
@@ -37,7 +38,8 @@ class WMSE(Objective):
     ):
         if w_iter<1: raise ValueError(f'w_iter must be 1 or more: got {w_iter}')
         if not 0<eps<1: raise ValueError(f'eps must be above 0 and below 1: got {eps}')
-        if w_size is not None and w_size<=dim: raise ValueError(f'w_size must be above dim: got {w_size} with dim {dim}; raise w_size or lower dim')
+        if w_size is not None and w_size<=dim:
+            raise ValueError(f'w_size must be above dim: got {w_size} with dim {dim}; raise w_size or lower dim')
         store_attr()
         self.min_bs = dim+1 if w_size is None else w_size
         self.register_buffer('step', torch.zeros((), dtype=torch.long))
@@ -52,11 +54,17 @@ class WMSE(Objective):
         "This step's sub-batches, the same on every process."
         if self.w_size is None: return [slice(None)]
         g = torch.Generator().manual_seed(int(self.step))
-        return [i for _ in range(self.w_iter) for i in torch.randperm(n, generator=g).tensor_split(max(1, n//self.w_size))]
+        k = max(1, n//self.w_size)
+        return [i for _ in range(self.w_iter) for i in torch.randperm(n, generator=g).tensor_split(k)]
+
+    @once_a_step
+    def count(self):
+        "Count a step of the optimizer."
+        self.step += 1
 
     def loss(self, z, t, y):
         z = [gather(o) for o in z]
         idxs = self.slices(len(z[0]))
-        if self.training: self.step += 1
+        if self.training: self.count()
         z = [F.normalize(torch.cat([whiten(v[i], self.eps) for i in idxs]), dim=1) for v in z]
         return 2-2*torch.stack([(a*b).sum(1).mean() for a,b in combinations(z,2)]).mean()
