@@ -5,6 +5,8 @@ from fastai_contrastive.heads import *
 from fastai_contrastive.memory import *
 from fastai_contrastive.stats import *
 from fastai_contrastive.views import *
+from fastai_contrastive.drawn import *
+from fastai_contrastive.images import *
 from fastai_contrastive.data import *
 from fastai_contrastive.encoder import *
 from fastai_contrastive.lending import *
