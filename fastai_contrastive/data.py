@@ -16,11 +16,11 @@ from .drawn import _synth_version
 from .images import *
 from .images import _OrElse, _leave_out
 
-# %% ../nbs/data/02_data.ipynb #8bf60977
+# %% ../nbs/data/02_data.ipynb #629bc53f
 _all_ = ['synth_classes', 'draw_shape', 'synth_images', 'image_exts', 'image_files', 'load_rgb', 'bad_images',
          'OpenRGB', 'CropResize']
 
-# %% ../nbs/data/02_data.ipynb #3c62a317
+# %% ../nbs/data/02_data.ipynb #44136245
 _instead = dict(after_item='item_tfms=, for one picture', after_batch='batch_tfms=, for the batch before Normalize',
                 batch_size='bs=', splits='valid_pct=, or for labels train= and valid=', dataset='a folder or a list')
 
@@ -32,7 +32,7 @@ def _check_kwargs(kwargs):
     known = {k for f in (TfmdDL,FilteredBase.dataloaders) for k in inspect.signature(f).parameters} | {*TfmdDL._methods}
     if bad := [k for k,o in names.items() if o not in known]: raise TypeError(f'unknown arguments: {", ".join(bad)}')
 
-# %% ../nbs/data/02_data.ipynb #b0827ba9
+# %% ../nbs/data/02_data.ipynb #c74fc5c0
 def _batch_tfms(tfms, norm):
     tfms = L(tfms).map(instantiate)
     has = lambda t: any(isinstance(o, t) for o in tfms)
@@ -42,7 +42,7 @@ def _batch_tfms(tfms, norm):
     norms = [] if norm is None else [Normalize.from_stats(*norm)]
     return ([] if has(IntToFloatTensor) else [IntToFloatTensor()])+list(tfms)+norms
 
-# %% ../nbs/data/02_data.ipynb #4d632610
+# %% ../nbs/data/02_data.ipynb #f85441f4
 def _check_whole(**kwargs):
     for k,v in kwargs.items():
         if isinstance(v, (int,np.integer)) and v>=1: continue
@@ -58,18 +58,17 @@ def _check_batches(dls):
 def _mk_dls(files, splits, size, bs, path, y=(), min_scale=1., flip=0., norm=imagenet_stats, drop_last=None,
             value_range=None, item_tfms=None, batch_tfms=None, **kwargs):
     "`DataLoaders` over `files`; a training set of fewer images than `bs` gives one smaller batch, not none"
-    _check_kwargs(kwargs)
     n = ifnone(kwargs.get('n'), len(splits[0]))
     _check_whole(size=size, bs=bs, val_bs=ifnone(kwargs.get('val_bs'), bs), n=n)
     if n>len(splits[0]): raise ValueError(f'n={n} is more than the {len(splits[0])} training images')
-    opens = OpenRGB(math.ceil(size/math.sqrt(min_scale)), value_range)
+    opens = OpenRGB(None if item_tfms else math.ceil(size/math.sqrt(min_scale)), value_range)
     dls = Datasets(files, [[opens], *y], splits=splits, n_inp=1).dataloaders(bs=bs, path=path,
         drop_last=ifnone(drop_last, n>=bs), after_batch=_batch_tfms(batch_tfms, norm),
         after_item=[*L(item_tfms), CropResize(size, min_scale, flip), ToTensor()], **kwargs)
     _check_batches(dls)
     return dls
 
-# %% ../nbs/data/02_data.ipynb #c280a94e
+# %% ../nbs/data/02_data.ipynb #102315d5
 def _drop_bad(files, value_range=None):
     bad = bad_images(files, pbar=len(files)>=1000, value_range=value_range)
     if not bad: return L(files)
@@ -105,16 +104,17 @@ def unlabeled_dls(
     **kwargs, # For fastai's `DataLoader`: `pin_memory`, `drop_last`, `val_bs`, ...
 )->DataLoaders: # Batches `(TensorImage,)`, (bs, 3, size, size)
     "Dataloaders over every image under a folder, or in a list, without a label."
+    _check_kwargs(kwargs)
+    _check_whole(bs=bs)
     files = image_files(source, folders)
     if skip_bad: files = _drop_bad(files, value_range)
-    _check_whole(bs=bs)
     if path is None: path = _save_path(source)
     return _mk_dls(files, _split(len(files), valid_pct, bs, seed), size, bs, path, norm=norm, num_workers=num_workers,
         device=device, value_range=value_range, item_tfms=item_tfms, batch_tfms=batch_tfms, **kwargs)
 
 def _save_path(o): return p if isinstance(o, (str,Path)) and (p := Path(o).expanduser()).is_dir() else '.'
 
-# %% ../nbs/data/02_data.ipynb #d5cfa999
+# %% ../nbs/data/02_data.ipynb #028cd6e0
 wnid_names = dict(
     n01440764='tench', n02102040='English springer', n02979186='cassette player', n03000684='chain saw',
     n03028079='church', n03394916='French horn', n03417042='garbage truck', n03425413='gas pump',
@@ -141,7 +141,7 @@ def class_name(
     if d.name=='unsup': raise _no_labels(d)
     return wnid_names.get(d.name, d.name)
 
-# %% ../nbs/data/02_data.ipynb #92c518e3
+# %% ../nbs/data/02_data.ipynb #c341706c
 def _as_labels(items):
     "Labels as they are, and the classes of paths"
     is_path = lambda o: isinstance(o, Path) or isinstance(o, str) and Path(o).suffix.lower() in image_exts
@@ -157,7 +157,7 @@ def _by_class(labels, seed):
     for i,o in enumerate(labels): by[o].append(i)
     return [(c, rng.permutation(by[c]).tolist()) for c in sorted(by, key=str)]
 
-# %% ../nbs/data/02_data.ipynb #3522c2bf
+# %% ../nbs/data/02_data.ipynb #3c432db9
 def label_subset(
     items:list, # Labels, or paths of labelled images
     pct:float|None=None, # Share of each class, 0–1, rounded, at least one image
@@ -176,7 +176,7 @@ def label_subset(
         res += idx[:k]
     return L(sorted(res))
 
-# %% ../nbs/data/02_data.ipynb #d26a68b5
+# %% ../nbs/data/02_data.ipynb #b81f371b
 def _valid_name(path):
     "`val` or `valid`, whichever `path` has"
     have = [o for o in ('val','valid') if (path/o).is_dir()]
@@ -202,7 +202,7 @@ def _hold_out(labels, pct, seed):
     va = [i for _,idx in _by_class(labels, seed) for i in idx[:min(max(1, round(pct*len(idx))), len(idx)-1)]]
     return sorted(set(range(len(labels)))-set(va)),sorted(va)
 
-# %% ../nbs/data/02_data.ipynb #c8bd5153
+# %% ../nbs/data/02_data.ipynb #d5fe0862
 def _class_files(root, class_from):
     "Files of `root`, which must hold one folder per class"
     if class_from not in (None,'top','parent'):
@@ -231,7 +231,7 @@ def _vocab(folders, root):
         warn(f'{" and ".join(same)}, in {root}, differ only in case, and are two classes')
     return list(by)
 
-# %% ../nbs/data/02_data.ipynb #45f90818
+# %% ../nbs/data/02_data.ipynb #f67a7149
 class _Label(Transform):
     "`class_name` as a transform, below one of `roots` if there are any"
     input_types = (Path,str)
@@ -256,7 +256,7 @@ def _categorize(vocab):
     res.vocab.o2i.update({k:res.vocab.o2i[v] for k,v in wnid_names.items() if v in res.vocab.o2i})
     return res
 
-# %% ../nbs/data/02_data.ipynb #7bc3804f
+# %% ../nbs/data/02_data.ipynb #76adaa50
 def _check_valid(tr, va, vocab, name, roots):
     "Are all classes of the validation images known?"
     if empty := _empty(roots[0], tr):
@@ -305,6 +305,7 @@ def labelled_dls(
     **kwargs, # For fastai's `DataLoader`: `pin_memory`, `drop_last`, `val_bs`, ...
 )->DataLoaders: # Batches `(TensorImage, TensorCategory)`, (bs, 3, size, size) and (bs,)
     "Labelled dataloaders by folders, with all or a stratified part of the training labels."
+    _check_kwargs(kwargs)
     path = Path(path).expanduser()
     tr,va,labels,vocab,label = _labelled_files(path, train, valid, valid_pct, class_from, skip_bad, value_range, seed)
     if not (pct is None and n_per_class is None): tr = tr[label_subset(labels, pct, n_per_class, seed)]
@@ -365,7 +366,7 @@ def imagewang_dls(
     "`labelled_dls` on Image网: training on all twenty classes, few of them dogs; validation on dogs."
     return labelled_dls(path or _get_data('IMAGEWANG', size), size, **kwargs)
 
-# %% ../nbs/data/02_data.ipynb #3519754e
+# %% ../nbs/data/02_data.ipynb #ae03a51f
 @delegates(unlabeled_dls)
 def imagewang_pretrain_dls(
     path:str|Path|None=None, # By default fetched

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['synth_classes', 'draw_shape', 'synth_images']
 
-# %% ../nbs/data/00_drawn.ipynb #dca60d13
+# %% ../nbs/data/00_drawn.ipynb #b034f4fb
 import json, shutil, tempfile
 from functools import lru_cache
 from PIL import ImageDraw
 from fastai.vision.all import *
 
-# %% ../nbs/data/00_drawn.ipynb #901011c6
+# %% ../nbs/data/00_drawn.ipynb #dc5087a7
 def _arc(r=1., cx=0., cy=0., a=0., b=360., n=48):
     "Points on a part of a circle, angles in degrees, clockwise from the right (y points down)"
     t = np.deg2rad(np.linspace(a, b, n))
@@ -27,7 +27,7 @@ def _heart():
     t = np.linspace(0, 2*np.pi, 48)
     return np.stack([16*np.sin(t)**3, -(13*np.cos(t)-5*np.cos(2*t)-2*np.cos(3*t)-np.cos(4*t))], 1)/16
 
-# %% ../nbs/data/00_drawn.ipynb #71886848
+# %% ../nbs/data/00_drawn.ipynb #2ef7d8dc
 _polys = dict(
     arrow    = [_pts(0,-1, .85,-.05, .35,-.05, .35,1, -.35,1, -.35,-.05, -.85,-.05)],
     crescent = [_arc(), _arc(.85, cx=.2, cy=-.45)],
@@ -47,7 +47,7 @@ _polys = dict(
 
 synth_classes = list(_polys)
 
-# %% ../nbs/data/00_drawn.ipynb #cfa76979
+# %% ../nbs/data/00_drawn.ipynb #8e962500
 def _paint(polys, size):
     "Mask of `polys` in pixel coordinates, (size, size) 0–1, drawn at 4 times the size for soft edges"
     im = Image.new('L', (4*size,4*size))
@@ -63,7 +63,7 @@ def _unit_polys(name):
     c = np.array([(m*xs).sum(), (m*ys).sum()])/m.sum()
     return [(30*p+64-c)*np.sqrt(1.6/m.sum()) for p in _polys[name]]
 
-# %% ../nbs/data/00_drawn.ipynb #d8336a9a
+# %% ../nbs/data/00_drawn.ipynb #be8e3148
 @lru_cache(None)
 def _grid(size): return np.mgrid[:size,:size].astype(np.float32)/size-.5
 
@@ -82,7 +82,7 @@ def _texture(rng, size, c):
         t = u+.5 if kind==1 else np.sin(2*np.pi*((4+8*ph)*u+ph))*.5+.5 if kind==2 else np.zeros_like(u)
     return np.float32(c)+t[...,None]*np.float32(c2-c)
 
-# %% ../nbs/data/00_drawn.ipynb #7c8cb8f2
+# %% ../nbs/data/00_drawn.ipynb #c40eb754
 def draw_shape(
     name:str, # One of `synth_classes`
     rng:np.random.Generator, # Draws everything but the shape
@@ -98,7 +98,7 @@ def draw_shape(
     x = back+m*(obj-back)+rng.normal(0, .03, (size,size,1)).astype(np.float32)
     return Image.fromarray((x.clip(0,1)*255).astype(np.uint8))
 
-# %% ../nbs/data/00_drawn.ipynb #67c01389
+# %% ../nbs/data/00_drawn.ipynb #dfdb0860
 _synth_version = 1
 
 def _synth_settings(path):
@@ -114,7 +114,7 @@ def _reuse(path, cfg, overwrite):
     diff = ', '.join(f'{k}={old.get(k)} there, {v} asked' for k,v in cfg.items() if old.get(k)!=v)
     raise FileExistsError(f'{path} holds images of other settings ({diff}): choose another path or pass overwrite=True')
 
-# %% ../nbs/data/00_drawn.ipynb #16418fed
+# %% ../nbs/data/00_drawn.ipynb #7d0536ed
 def _synth_todo(n_classes, n_train, n_unsup, n_valid):
     "(file, class, key of its random numbers) for every image"
     for split,(d,n) in enumerate([('train',n_train), ('val',n_valid)]):
@@ -130,7 +130,7 @@ def _write_synth(d, todo, n_classes, size, seed):
         if not f.parent.exists(): f.parent.mkdir(parents=True)
         draw_shape(c or synth_classes[k], rng, size).save(f, quality=90)
 
-# %% ../nbs/data/00_drawn.ipynb #2c76d2d9
+# %% ../nbs/data/00_drawn.ipynb #5729aca8
 def synth_images(
     path:str|Path, # Folder to write
     n_classes:int=10, # Shapes, up to `len(synth_classes)`

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['image_exts', 'image_files', 'load_rgb', 'bad_images', 'OpenRGB', 'CropResize']
 
-# %% ../nbs/data/01_images.ipynb #3263157b
+# %% ../nbs/data/01_images.ipynb #2b24d5d9
 import io, os
 from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
 from fastcore.basics import exec_local
 from fastai.vision.all import *
 
-# %% ../nbs/data/01_images.ipynb #3591e5ef
+# %% ../nbs/data/01_images.ipynb #14b4c5e8
 image_exts = set('.jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .tga'.split())
 
 def _raise(e): raise e
@@ -32,7 +32,7 @@ def _folder_files(d):
     if res := sorted(_walk(d), key=str): return res
     raise FileNotFoundError(f'no images in {d}: looked, also in its subfolders, for {" ".join(sorted(image_exts))}')
 
-# %% ../nbs/data/01_images.ipynb #471b7194
+# %% ../nbs/data/01_images.ipynb #0442f8dc
 def _is_file(o): return o.suffix.lower() in image_exts and not o.is_dir() or o.is_file()
 
 def image_files(
@@ -48,13 +48,13 @@ def image_files(
     if not source: raise FileNotFoundError('no images: the list is empty')
     return L(f for o in source for f in ([o] if _is_file(o) else _folder_files(o)))
 
-# %% ../nbs/data/01_images.ipynb #e85848ba
+# %% ../nbs/data/01_images.ipynb #e8d8ad2b
 def _check_range(r):
     "`value_range` as a tuple, or None"
     if r is None: return r
     try: lo,hi = map(float, r)
     except (TypeError,ValueError): lo,hi = 0.,0.
-    if -math.inf<lo<hi<math.inf: return tuple(r)
+    if -math.inf<lo<hi<math.inf: return tuple(o if isinstance(o, int) else float(o) for o in r)
     raise ValueError(f'value_range is what is black and what is white, such as (0, 4095): got {r!r}')
 
 def _need_range(a):
@@ -62,7 +62,7 @@ def _need_range(a):
     return ValueError(f'{a.dtype} values do not say what is black and what is white (here they go from {have}): pass '
         'value_range=, one for the whole data set, such as (0, 1) or (0, 4095), or give 8-bit values')
 
-# %% ../nbs/data/01_images.ipynb #b1b8025e
+# %% ../nbs/data/01_images.ipynb #1e7968a9
 def _odd(x):
     "What looks wrong about values that are to lie in 0–255, or None"
     if (out := ((x<-.5)|(x>255.5)).mean())>.5: return f'{out:.0%} of its values are outside of value_range'
@@ -80,7 +80,7 @@ def _to_8bit(a, white, value_range):
     x = (a.astype(np.float64)-lo)*(255/(hi-lo))
     return (x+.5).clip(0, 255).astype(np.uint8),_odd(x)
 
-# %% ../nbs/data/01_images.ipynb #6c0f62a5
+# %% ../nbs/data/01_images.ipynb #a3c19542
 _turns = {2:Image.FLIP_LEFT_RIGHT, 3:Image.ROTATE_180, 4:Image.FLIP_TOP_BOTTOM, 5:Image.TRANSPOSE,
           6:Image.ROTATE_270, 7:Image.TRANSVERSE, 8:Image.ROTATE_90}
 
@@ -95,7 +95,7 @@ def _upright(im, turn):
     im.info = {k:v for k,v in im.info.items() if not re.search('exif|xmp', str(k), re.I)}
     return im
 
-# %% ../nbs/data/01_images.ipynb #295ceb00
+# %% ../nbs/data/01_images.ipynb #9ebbd00f
 def _coding(im):
     "Names of the decoder and of the pixels in the file; empty for a picture that is none of a file"
     if not (tile := getattr(im, 'tile', None)): return '',''
@@ -115,7 +115,7 @@ def _stretched(im):
 
 def _tag(im, n): return getattr(im, 'tag_v2', {}).get(n)
 
-# %% ../nbs/data/01_images.ipynb #7175ac8d
+# %% ../nbs/data/01_images.ipynb #6da5ffad
 def _kind(im):
     "What the file says of its values: white, whether Pillow stretches them, whether they go from white to black"
     return _white(im),_stretched(im),_tag(im, 262)==0
@@ -140,7 +140,7 @@ def _rgb(im, kind, value_range):
     res = _upright(res, _turn(im))
     return PILImage(res.copy() if res is im else res),note
 
-# %% ../nbs/data/01_images.ipynb #bf6dc40c
+# %% ../nbs/data/01_images.ipynb #9f4c0547
 def _more(im):
     "What `im` holds beyond the picture that is taken, or None"
     n,k = _tag(im, 277) or 0,len(im.getbands())
@@ -160,7 +160,7 @@ def _tiff_says(f):
                 'save three bands of it as 8 bits, or read it by a function of your own in a DataBlock')
     except Exception: return None
 
-# %% ../nbs/data/01_images.ipynb #64d7acba
+# %% ../nbs/data/01_images.ipynb #4fd80c79
 def _name(o):
     if isinstance(o, (str,Path)): return str(o)
     return getattr(o, 'filename', None) or ('(bytes)' if isinstance(o, bytes) else f'({type(o).__name__})')
@@ -182,7 +182,7 @@ def _read(fn, size):
             if why := _tiff_says(f): raise OSError(why) from e
             raise
 
-# %% ../nbs/data/01_images.ipynb #8ed8683d
+# %% ../nbs/data/01_images.ipynb #d70078ac
 def _channels_last(a, first=False):
     "(h, w), (h, w, c) or (c, h, w) as (h, w) or (h, w, c); `first`: the latter is known to be"
     if a.ndim==2: return a
@@ -203,7 +203,7 @@ def _of_array(o, value_range):
     a = np.ascontiguousarray(a[...,0] if a.shape[2:]==(1,) else a)
     return PILImage(_colours(Image.fromarray(a))),note
 
-# %% ../nbs/data/01_images.ipynb #3dd0a7c6
+# %% ../nbs/data/01_images.ipynb #53687c78
 def _load(fn, size, value_range):
     "`fn` as upright RGB, and what is odd about it, or None"
     more,how = None,'remove it, or pass skip_bad=True when making the dataloaders'
@@ -224,7 +224,7 @@ def load_rgb(
     if note: warn(f'{_name(fn)}: {note}')
     return im
 
-# %% ../nbs/data/01_images.ipynb #da0bb761
+# %% ../nbs/data/01_images.ipynb #ea7eab37
 def _why_bad(fn, value_range=None):
     try: _load(fn, 1, value_range)
     except (OSError,ValueError) as e: return str(e.__cause__) or type(e.__cause__).__name__
@@ -240,7 +240,7 @@ def bad_images(
     res = parallel(f, files, n_workers=n_workers, threadpool=True, progress=pbar)
     return {f:r for f,r in zip(files,res) if r}
 
-# %% ../nbs/data/01_images.ipynb #4609eec1
+# %% ../nbs/data/01_images.ipynb #dc86b327
 class _OrElse:
     "A class of ours, unpickled as `alt` where it cannot be imported; without `alt`, an error that says `why`"
     def __init__(self, cls, alt=None, why=''): self.cls,self.alt,self.why = cls,alt,why
@@ -255,7 +255,7 @@ class _Import:
         alt = f'raise RuntimeError({self.why!r})' if self.why else 'res = None'
         return exec_local, (f'try: {o}\nexcept ImportError: {alt}','res')
 
-# %% ../nbs/data/01_images.ipynb #9b47dad9
+# %% ../nbs/data/01_images.ipynb #ed47ef25
 class OpenRGB(Transform):
     "`load_rgb` as a transform; without this package an exported one is `PILImage.create`"
     input_types = (Path, str, Tensor, ndarray, bytes, Image.Image) # what `dls.test_dl` and `learn.predict` take
@@ -279,7 +279,7 @@ class OpenRGB(Transform):
             alt,why = None,f'images of value_range={self.value_range} are opened by fastai_contrastive: install it'
         return _OrElse(OpenRGB, alt, why),(),self.__dict__
 
-# %% ../nbs/data/01_images.ipynb #6108e932
+# %% ../nbs/data/01_images.ipynb #d2d4e7eb
 class CropResize(RandomResizedCrop):
     "Cut a square, resize it and make it a `TensorImage`; random in training, central in validation"
     def __init__(self,
