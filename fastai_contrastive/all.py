@@ -5,12 +5,14 @@ from fastai_contrastive.heads import *
 from fastai_contrastive.memory import *
 from fastai_contrastive.stats import *
 from fastai_contrastive.views import *
+from fastai_contrastive.drawn import *
+from fastai_contrastive.images import *
+from fastai_contrastive.data import *
+from fastai_contrastive.encoder import *
 from fastai_contrastive.lending import *
 from fastai_contrastive.backbone import *
 from fastai_contrastive.bodies import *
 from fastai_contrastive.archs import *
-from fastai_contrastive.encoder import *
-from fastai_contrastive.data import *
 from fastai_contrastive.term import *
 from fastai_contrastive.core import *
 from fastai_contrastive.lessons import *

@@ -1,5 +1,5 @@
-"The drawn images, opening files of every kind, and what may be seen with and without labels"
-import hashlib, io, pickle, warnings
+"What may be seen with labels and without, from which folders; and loaders that always have a batch"
+import inspect, pickle, shutil, subprocess, sys, textwrap, warnings
 import pytest
 from PIL import Image
 from fastai.vision.all import *
@@ -8,8 +8,6 @@ from fastai_contrastive.data import *
 # pytest would collect fastcore's
 for o in [o for o in globals() if o=='test' or o.startswith('test_')]: del globals()[o]
 
-def tree_hash(path): return {str(f.relative_to(path)): hashlib.md5(f.read_bytes()).hexdigest() for f in sorted(path.rglob('*')) if f.is_file()}
-
 def cpu(f, *args, **kwargs): return f(*args, num_workers=0, device='cpu', **kwargs)
 
 def write_images(path, n, size=(40,50)):
@@ -17,195 +15,9 @@ def write_images(path, n, size=(40,50)):
     for i in range(n): Image.fromarray(np.random.default_rng(i).integers(0, 255, (*size,3), dtype=np.uint8)).save(path/f'{i}.jpg')
     return path
 
-@pytest.fixture
-def good_and_bad(tmp_path):
-    "Six good images, and one each that is corrupt, truncated, empty"
-    p = write_images(tmp_path/'mixed', 6)
-    (p/'corrupt.jpg').write_bytes(b'this is no image'*50)
-    (p/'truncated.jpg').write_bytes((p/'0.jpg').read_bytes()[:-400])
-    (p/'zero.png').write_bytes(b'')
-    return p
-
-bad_names = {'corrupt.jpg', 'truncated.jpg', 'zero.png'}
-
-def test_same_call_same_bytes(tmp_path):
-    kw = dict(n_classes=12, n_train=2, n_unsup=5, n_valid=1, size=32)
-    a = tree_hash(synth_images(tmp_path/'a', **kw))
-    np.random.seed(5); random.seed(5)
-    assert a == tree_hash(synth_images(tmp_path/'b', **kw))
-    c = tree_hash(synth_images(tmp_path/'c', seed=1, **kw))
-    assert a.keys() == c.keys() and not set(a.values()) & set(c.values())
-    assert len(set(a.values())) == len(a), 'no image is there twice'
-
-def test_longer_begins_with_shorter(tmp_path):
-    a,b = [tree_hash(synth_images(tmp_path/str(n), n_train=n, n_unsup=n, n_valid=n, size=32)) for n in (1,2)]
-    a.pop('synth.json')
-    assert a.items() <= b.items()
-
-def test_drawing_leaves_global_random_state_alone(tmp_path):
-    states = lambda: (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    s = states()
-    synth_images(tmp_path/'a', n_train=1, n_unsup=1, n_valid=1, size=32)
-    assert s == states()
-
-def test_layout(synth):
-    for d,n in ('train',4),('val',3):
-        assert {o.name: len(o.ls()) for o in (synth/d).ls()} == {c:n for c in synth_classes[:10]}
-    assert all(re.fullmatch(r'unsup_\d{5}\.jpg', o.name) for o in (synth/'unsup').ls()) and len((synth/'unsup').ls()) == 20
-    im = Image.open(image_files(synth)[0])
-    assert (im.size, im.mode, im.format) == ((32,32), 'RGB', 'JPEG')
-
-def test_shapes_differ_and_have_one_area():
-    ims = [np.asarray(draw_shape(c, np.random.default_rng(4), 64), dtype=float) for c in synth_classes]
-    assert len(ims) >= 12
-    assert all(np.abs(a-b).mean() > 1 for i,a in enumerate(ims) for b in ims[:i])
-    from fastai_contrastive import data
-    areas = [data._paint([20*p+48 for p in data._unit_polys(c)], 96).sum() for c in synth_classes]
-    assert max(areas)/min(areas) < 1.05
-
-def test_nothing_but_shape_tells_the_class():
-    "Colours, texture, place: the corner pixels and the mean colour over 40 draws are the same for all classes"
-    x = np.stack([[np.asarray(draw_shape(c, np.random.default_rng(i), 32), dtype=float) for i in range(40)] for c in synth_classes[:10]])
-    assert (x[:,:,0,0] == x[:1,:,0,0]).all()
-    means = x.mean((1,2,3))
-    assert np.abs(means-means.mean(0)).max() < 3
-
-def test_reuse_and_other_settings(tmp_path):
-    kw = dict(n_train=1, n_unsup=1, n_valid=1, size=32)
-    p = synth_images(tmp_path/'a', **kw)
-    (p/'mine.txt').write_text('kept')
-    assert synth_images(p, **kw) == p and (p/'mine.txt').exists()
-    with pytest.raises(FileExistsError, match='n_train=1 there, 2 asked'): synth_images(p, **{**kw, 'n_train':2})
-    synth_images(p, overwrite=True, **{**kw, 'n_train':2})
-    assert len(image_files(p/'train')) == 20 and not (p/'mine.txt').exists()
-    assert [o.name for o in tmp_path.iterdir()] == ['a'], 'nothing is left lying about'
-
-def test_foreign_folder_is_never_replaced(tmp_path):
-    write_images(tmp_path/'photos', 2)
-    for overwrite in (False,True):
-        with pytest.raises(FileExistsError, match='not written by synth_images'): synth_images(tmp_path/'photos', overwrite=overwrite)
-    assert len((tmp_path/'photos').ls()) == 2
-
-def test_half_done_never_has_the_name(tmp_path, monkeypatch):
-    from fastai_contrastive import data
-    done = []
-    def breaks(*args):
-        done.append(1)
-        if len(done) == 7: raise KeyboardInterrupt
-        return draw_shape(*args)
-    monkeypatch.setattr(data, 'draw_shape', breaks)
-    with pytest.raises(KeyboardInterrupt): synth_images(tmp_path/'a', size=32)
-    assert list(tmp_path.iterdir()) == []
-
-@pytest.mark.parametrize('n', [1,99])
-def test_n_classes(tmp_path, n):
-    with pytest.raises(ValueError, match=f'got {n}'): synth_images(tmp_path/'a', n_classes=n)
-
-def test_image_files(tmp_path):
-    p = write_images(tmp_path/'a'/'b', 3)
-    (p/'note.txt').write_text('x'); (p/'.hidden.jpg').write_text('x')
-    write_images(tmp_path/'c', 2)
-    assert [o.name for o in image_files(tmp_path/'a')] == ['0.jpg', '1.jpg', '2.jpg']
-    assert len(image_files(str(tmp_path))) == 5 and len(image_files(tmp_path, folders=['c'])) == 2
-    assert image_files([tmp_path/'c', p/'2.jpg'])[-1] == p/'2.jpg'
-
-def test_image_files_errors(tmp_path):
-    (tmp_path/'empty').mkdir()
-    write_images(tmp_path/'c', 1)
-    for f in (image_files, partial(cpu, unlabeled_dls)):
-        with pytest.raises(FileNotFoundError, match=r'no images in .*empty'): f(tmp_path/'empty')
-        with pytest.raises(FileNotFoundError, match='no such folder: .*nowhere'): f(tmp_path/'nowhere')
-        with pytest.raises(FileNotFoundError, match='no such folder: .*unsup'): f(tmp_path, folders=['c','unsup'])
-        with pytest.raises(FileNotFoundError, match='list is empty'): f([])
-    with pytest.raises(ValueError, match='needs a folder'): image_files([tmp_path/'c'], folders='c')
-
-ramp = np.linspace(0, 1, 64*64).reshape(64,64)
-grey = (ramp*255).astype(np.uint8)
-rgb = Image.fromarray(np.stack([grey, grey[::-1], grey.T], -1))
-
 def saved(im, path, **kwargs):
     im.save(path, **kwargs)
     return path
-
-def palette_with_transparency(p):
-    im = rgb.convert('P', palette=Image.Palette.ADAPTIVE, colors=16)
-    return saved(im, p/'t.png', transparency=bytes([0]*8+[255]*8))
-
-formats = {
-    'grey':    lambda p: saved(Image.fromarray(grey), p/'a.png'),
-    '1 bit':   lambda p: saved(Image.fromarray(grey).convert('1'), p/'a.png'),
-    'RGBA':    lambda p: saved(rgb.convert('RGBA'), p/'a.png'),
-    'LA':      lambda p: saved(Image.fromarray(grey).convert('LA'), p/'a.png'),
-    'palette': lambda p: saved(rgb.convert('P'), p/'a.gif'),
-    'palette+transparency': palette_with_transparency,
-    'CMYK':    lambda p: saved(rgb.convert('CMYK'), p/'a.jpg', quality=95),
-    '16 bit png':  lambda p: saved(Image.fromarray((ramp*65535).astype(np.uint16)), p/'a.png'),
-    '16 bit tiff': lambda p: saved(Image.fromarray((ramp*65535).astype(np.uint16)), p/'a.tif'),
-    '32 bit tiff': lambda p: saved(Image.fromarray((ramp*65535).astype(np.int32)), p/'a.tif'),
-    'float tiff':  lambda p: saved(Image.fromarray(ramp.astype(np.float32)), p/'a.tif'),
-    'grey jpeg':   lambda p: saved(Image.fromarray(grey), p/'a.jpg', quality=95),
-    'webp':        lambda p: saved(rgb, p/'a.webp', lossless=True),
-}
-
-@pytest.mark.parametrize('fmt', formats)
-def test_formats(tmp_path, fmt):
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        im = load_rgb(formats[fmt](tmp_path))
-    assert isinstance(im, PILImage) and im.mode == 'RGB' and im.size == (64,64)
-    x = np.asarray(im).astype(float)
-    if 'RGB' in fmt or 'CMYK' in fmt or 'palette' in fmt or fmt == 'webp': assert np.abs(x-np.asarray(rgb)).mean() < 25
-    elif fmt != '1 bit': assert np.abs(x-grey[...,None]).mean() < 2
-    dls = cpu(unlabeled_dls, tmp_path, size=16, bs=2)
-    assert dls.one_batch()[0].shape == (1,3,16,16)
-
-def test_big_endian_and_mid_values():
-    a = np.array([[0,257,32896,65535]], dtype=np.uint16)
-    buf = io.BytesIO()
-    Image.frombytes('I;16B', (4,1), a.astype('>u2').tobytes()).save(buf, 'TIFF')
-    assert np.asarray(load_rgb(buf.getvalue()))[0,:,0].tolist() == [0,1,128,255]
-
-@pytest.mark.parametrize('size,least', [(None,400),(200,200),(150,200),(100,100),(60,100),(10,50)])
-def test_draft_never_below_size(tmp_path, size, least):
-    rgb.resize((600,400)).save(tmp_path/'a.jpg')
-    assert min(load_rgb(tmp_path/'a.jpg', size).size) == least
-
-def test_load_rgb_takes_what_fastai_takes(tmp_path):
-    f = saved(rgb, tmp_path/'a.png')
-    a = np.array(rgb)
-    for o in (f, str(f), f.read_bytes(), rgb, a, tensor(a), PILImage.create(f)): assert (np.asarray(load_rgb(o)) == a).all()
-    assert load_rgb(rgb.convert('CMYK')).mode == 'RGB'
-    assert (np.asarray(load_rgb(Image.open(f))) == a).all() and type(rgb) is Image.Image, 'opened, not yet read; and left as it was'
-
-@pytest.mark.parametrize('name', sorted(bad_names))
-def test_bad_file_is_named(good_and_bad, name):
-    with pytest.raises(OSError, match=f'cannot read image .*{name}'): load_rgb(good_and_bad/name)
-    files = [good_and_bad/f'{i}.jpg' for i in range(6)]+[good_and_bad/name]
-    with pytest.raises(OSError, match=name):
-        for _ in cpu(unlabeled_dls, files, size=16, bs=2, valid_pct=0, drop_last=False).train: pass
-    with pytest.raises(OSError, match='gone.jpg'): load_rgb(good_and_bad/'gone.jpg')
-
-def test_bad_file_is_named_by_a_worker(good_and_bad):
-    files = [good_and_bad/f'{i}.jpg' for i in range(6)]+[good_and_bad/'zero.png']
-    with pytest.raises(OSError, match='zero.png'):
-        dls = unlabeled_dls(files, size=16, bs=2, valid_pct=0, drop_last=False, num_workers=1, device='cpu')
-        for _ in dls.train: pass
-
-def test_skip_bad(good_and_bad):
-    bad = bad_images(image_files(good_and_bad), pbar=False)
-    assert {o.name for o in bad} == bad_names and all(bad.values())
-    with pytest.warns(UserWarning, match='left out 3 of 9') as w: dls = cpu(unlabeled_dls, good_and_bad, size=16, bs=2, skip_bad=True)
-    assert all(n in str(w[0].message) for n in bad_names)
-    assert {o.name for o in dls.train_ds.items+dls.valid_ds.items} == {f'{i}.jpg' for i in range(6)}
-    for _ in dls.train: pass
-    with pytest.raises(OSError, match='none of the 2 images'): unlabeled_dls([good_and_bad/'zero.png', good_and_bad/'corrupt.jpg'], skip_bad=True)
-
-def test_skip_bad_labelled(tmp_path):
-    for d in ('train','val'):
-        for c in 'ab': write_images(tmp_path/d/c, 2)
-    (tmp_path/'train/a/zero.jpg').write_bytes(b'')
-    with pytest.warns(UserWarning, match='zero.jpg'): dls = cpu(labelled_dls, tmp_path, size=16, bs=2, skip_bad=True)
-    assert len(dls.train_ds) == 4
 
 def test_unlabelled_batches(synth):
     dls = cpu(unlabeled_dls, synth, size=32, bs=8)
@@ -373,3 +185,317 @@ def test_resolution(monkeypatch, size, url):
     from fastai_contrastive import data
     monkeypatch.setattr(data, 'untar_data', lambda u: u)
     assert Path(data._get_data('IMAGENETTE', size)).name == f'{url}.tgz'
+
+# Which folders, which classes
+
+def layout(path, *dirs, n=2):
+    "`n` images in each of `dirs`, which may be grouped as in `'train/{cat,dog}'`"
+    for o in dirs:
+        d,_,cs = o.partition('{')
+        for c in cs.rstrip('}').split(','): write_images(path/(d+c), n)
+    return path
+
+@pytest.mark.parametrize('valid', ['val','valid'])
+def test_val_or_valid(tmp_path, valid):
+    layout(tmp_path, 'train/{a,b}', f'{valid}/{{a,b}}', 'test/{a,b,c}')
+    dls = cpu(labelled_dls, tmp_path, size=16, bs=2)
+    assert {o.parent.parent.name for o in dls.valid_ds.items} == {valid} and dls.vocab == ['a','b']
+    seen = lambda **kw: {o.relative_to(tmp_path).parts[0] for ds in [cpu(imagewang_pretrain_dls, tmp_path, size=16, bs=2, **kw)] for o in ds.train_ds.items+ds.valid_ds.items}
+    (tmp_path/'unsup').mkdir(), saved(Image.new('RGB', (9,9)), tmp_path/'unsup/a.png')
+    assert seen() == {'train','unsup'} and seen(with_val=True) == {'train','unsup',valid}
+
+def test_val_and_valid(tmp_path):
+    layout(tmp_path, 'train/{a,b}', 'val/{a,b}', 'valid/{a}')
+    with pytest.raises(ValueError, match='has both val and valid: say which .* by valid='): labelled_dls(tmp_path)
+    with pytest.raises(ValueError, match='has both val and valid'): imagewang_pretrain_dls(tmp_path, with_val=True, folders=None)
+    assert len(cpu(labelled_dls, tmp_path, size=16, bs=2, valid='valid').valid_ds) == 2
+
+def test_neither_is_there(tmp_path):
+    layout(tmp_path, 'train/{a,b}', 'test/{a,b}')
+    with pytest.raises(FileNotFoundError, match=r'no folder val or valid in .* which has test, train; .*valid=.*valid_pct'): labelled_dls(tmp_path)
+    assert len(cpu(labelled_dls, tmp_path, size=16, bs=2, valid='test').valid_ds) == 4
+
+def test_class_folders_alone(tmp_path):
+    layout(tmp_path, '{a,b,c}', n=10)
+    layout(tmp_path, '{d}', n=1)
+    with pytest.raises(FileNotFoundError, match=r'no folder train in .* which has a, b, c, d; .*valid_pct=.2'): labelled_dls(tmp_path)
+    dls = cpu(labelled_dls, tmp_path, size=16, bs=2, valid_pct=.2)
+    tr,va = [Counter(o.parent.name for o in ds.items) for ds in (dls.train_ds,dls.valid_ds)]
+    assert tr == dict(a=8, b=8, c=8, d=1) and va == dict(a=2, b=2, c=2), 'of each class its share; one image is for training'
+    assert not set(dls.train_ds.items) & set(dls.valid_ds.items)
+    assert [dls.vocab[ds[i][1]] for ds in (dls.train_ds,dls.valid_ds) for i in (0,-1)] == ['a','d','a','c']
+    again = cpu(labelled_dls, tmp_path, size=16, bs=2, valid_pct=.2, n_per_class=1)
+    assert list(again.valid_ds.items) == list(dls.valid_ds.items) and len(again.train_ds) == 4
+    assert list(cpu(labelled_dls, tmp_path, size=16, bs=2, valid_pct=.2, seed=1).valid_ds.items) != list(dls.valid_ds.items)
+
+def test_share_of_the_training_folder(tmp_path):
+    layout(tmp_path, 'train/{a,b}', 'val/{a,b}', n=10)
+    dls = cpu(labelled_dls, tmp_path, size=16, bs=2, valid_pct=.3)
+    assert (len(dls.train_ds), len(dls.valid_ds)) == (14,6) and {o.parent.parent.name for o in dls.valid_ds.items} == {'train'}
+    for bad in (0, 1, 1.5, -.1):
+        with pytest.raises(ValueError, match=f'got {bad}'): labelled_dls(tmp_path, valid_pct=bad)
+    with pytest.raises(ValueError, match='one of valid and valid_pct'): labelled_dls(tmp_path, valid='val', valid_pct=.2)
+    with pytest.raises(FileNotFoundError, match='no folder training in'): labelled_dls(tmp_path, train='training', valid_pct=.2)
+    with pytest.raises(FileNotFoundError, match='missing itself'): labelled_dls(tmp_path/'none', valid_pct=.2)
+
+def test_deeper_folders_are_in_doubt(tmp_path):
+    layout(tmp_path, 'train/cat/{batch1,batch2}', 'train/dog/{batch1}', 'val/{cat,dog}')
+    with pytest.raises(ValueError, match=r"cat/batch1/0.jpg cat, the folder below .*train, or batch1, its own\? Say class_from='top' or class_from='parent'"):
+        labelled_dls(tmp_path)
+    dls = cpu(labelled_dls, tmp_path, size=16, bs=2, class_from='top')
+    assert dls.vocab == ['cat','dog'] and len(dls.train_ds) == 6
+    for ds in dls.train_ds,dls.valid_ds:
+        for i,o in enumerate(ds.items): assert dls.vocab[ds[i][1]] == ('cat' if 'cat' in o.parts else 'dog')
+    assert Counter('cat' in o.parts for o in cpu(labelled_dls, tmp_path, size=16, bs=2, class_from='top', n_per_class=1).train_ds.items) == {True:1, False:1}
+    with pytest.raises(ValueError, match='classes that .*train has not: cat, dog'): labelled_dls(tmp_path, class_from='parent')
+    with pytest.raises(ValueError, match="got 'dir'"): labelled_dls(tmp_path, class_from='dir')
+    with pytest.raises(ValueError, match='label_subset|Give labels instead'): label_subset(image_files(tmp_path/'train'), pct=.5)
+    files = image_files(tmp_path/'train')
+    assert len(label_subset([class_name(o, tmp_path/'train') for o in files], n_per_class=1)) == 2
+    assert len(label_subset(image_files(tmp_path/'val'), n_per_class=1)) == 2
+
+def test_deeper_validation_folders(tmp_path):
+    layout(tmp_path, 'train/{cat,dog}', 'val/cat/{x}', 'val/{dog}')
+    with pytest.raises(ValueError, match='val/cat/x/0.jpg cat, the folder below'): labelled_dls(tmp_path)
+    dls = cpu(labelled_dls, tmp_path, size=16, bs=2, class_from='top')
+    assert [dls.vocab[dls.valid_ds[i][1]] for i in range(4)] == ['cat','cat','dog','dog']
+    b = dls.test_dl(image_files(tmp_path/'val'), with_labels=True, num_workers=0).one_batch()
+    assert b[1].tolist() == [0,0]
+    with pytest.raises(ValueError, match='is not below'): dls.test_dl(image_files(layout(tmp_path/'far', '{cat}')), with_labels=True, num_workers=0).one_batch()
+
+def test_classes_by_their_own_folder(tmp_path):
+    layout(tmp_path, 'train/pets/{cat,dog}', 'train/farm/{cow,cat}', 'val/{cat,cow,dog}')
+    dls = cpu(labelled_dls, tmp_path, size=16, bs=2, class_from='parent')
+    assert dls.vocab == ['cat','cow','dog'] and len(dls.train_ds) == 8
+    assert all(dls.vocab[dls.train_ds[i][1]] == o.parent.name for i,o in enumerate(dls.train_ds.items))
+
+def test_subset_of_paths(tmp_path):
+    layout(tmp_path, 'train/{a,b}', 'val/{a,b}', n=4)
+    both = image_files(tmp_path)
+    assert Counter(o.parent.name for o in both[label_subset(both, n_per_class=2)]) == dict(a=2, b=2), 'both sets together'
+    assert label_subset([str(o) for o in both], n_per_class=2) == label_subset(both, n_per_class=2), 'not each path a class of its own'
+
+@pytest.mark.parametrize('where', ['train/unsup','train/cat/unsup','train/unsup/deep','val/unsup'])
+@pytest.mark.parametrize('class_from', [None,'top','parent'])
+def test_unsup_below(tmp_path, where, class_from):
+    layout(tmp_path, 'train/{cat,dog}', 'val/{cat,dog}', where.replace('unsup', '{unsup}') if where.endswith('unsup') else 'train/unsup/{deep}')
+    with pytest.raises(ValueError, match='holds images without labels' if class_from or not where.count('/')>1 else 'without labels|class_from'):
+        labelled_dls(tmp_path, class_from=class_from)
+
+def test_images_directly_in_train(tmp_path):
+    layout(tmp_path, 'train/{cat,dog}', 'val/{cat,dog}')
+    saved(Image.new('RGB', (9,9)), tmp_path/'train/loose.png')
+    for kw in ({}, dict(class_from='top'), dict(class_from='parent')):
+        with pytest.raises(ValueError, match=r'train holds images without labels \(loose.png is in no class folder\)'): labelled_dls(tmp_path, **kw)
+
+def test_names_that_are_one_class(tmp_path):
+    layout(tmp_path, 'train/{n02102040,English springer,n01440764}', 'val/{n02102040,tench}')
+    with pytest.raises(ValueError, match='English springer and n02102040, in .*train, are one class by two names'): labelled_dls(tmp_path)
+    shutil.rmtree(tmp_path/'train/English springer')
+    dls = cpu(labelled_dls, tmp_path, size=16, bs=2)
+    assert dls.vocab == ['tench','English springer'] and {dls.vocab[dls.valid_ds[i][1]] for i in range(4)} == {'tench','English springer'}
+
+def test_names_that_differ_in_case(tmp_path):
+    layout(tmp_path, 'train/{Cat,dog}', 'val/{cat,dog}')
+    with pytest.raises(ValueError, match=r'has not: cat \(there is Cat, in other case\)'): labelled_dls(tmp_path)
+    layout(tmp_path, 'train/{cat}')
+    if len((tmp_path/'train').ls())<3: pytest.skip('this disk does not tell case')
+    with pytest.warns(UserWarning, match='Cat and cat, in .*train, differ only in case'): dls = cpu(labelled_dls, tmp_path, size=16, bs=2)
+    assert dls.vocab == ['Cat','cat','dog']
+
+def test_empty_class_folders(tmp_path):
+    layout(tmp_path, 'train/{a,b,c}', 'val/{a,b,c}')
+    shutil.rmtree(tmp_path/'val/b'), (tmp_path/'val/b').mkdir()
+    with pytest.warns(UserWarning, match='no images of class b in .*val: it is not validated'): cpu(labelled_dls, tmp_path, size=16, bs=2)
+    shutil.rmtree(tmp_path/'train/b'), (tmp_path/'train/b/none').mkdir(parents=True)
+    with pytest.raises(ValueError, match='no images of class b in .*train: fill'): labelled_dls(tmp_path)
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    layout(tmp_path, 'train/{a,b,.ipynb_checkpoints}', 'train/a/{.ipynb_checkpoints}', 'train/__MACOSX/{a}', 'val/{a,b}')
+    (tmp_path/'train/a/._0.jpg').write_bytes(b'mac'); (tmp_path/'train/.DS_Store').write_bytes(b'x')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        dls = cpu(labelled_dls, tmp_path, size=16, bs=2)
+    assert dls.vocab == ['a','b'] and len(dls.train_ds) == 4
+
+def test_class_folders_that_are_links(tmp_path):
+    layout(tmp_path/'far', '{x1,x2}')
+    for s in ('train','val'):
+        (tmp_path/s).mkdir()
+        for c,t in (('a','x1'),('b','x2')): (tmp_path/s/c).symlink_to(tmp_path/'far'/t)
+    dls = cpu(labelled_dls, tmp_path, size=16, bs=2)
+    assert dls.vocab == ['a','b'] and len(dls.train_ds) == 4
+
+def test_class_name():
+    assert class_name(Path('train/n01440764/7.jpg')) == class_name('x/tench/7.jpg') == 'tench'
+    assert class_name('train/cat/b1/7.jpg', 'train') == class_name(Path('train/cat/b1/deep/7.jpg'), Path('train')) == 'cat'
+    for bad in ('unsup/7.jpg','train/unsup/7.jpg'):
+        with pytest.raises(ValueError, match='unsup holds images without labels'): class_name(bad)
+    with pytest.raises(ValueError, match='train holds images without labels'): class_name('train/7.jpg', 'train')
+    with pytest.raises(ValueError): class_name('elsewhere/cat/7.jpg', 'train')
+
+# Never without a batch
+
+@pytest.mark.parametrize('f', [unlabeled_dls, labelled_dls])
+def test_thirty_six_images(tmp_path, f):
+    "fastai's own loaders have no batch then"
+    layout(tmp_path, 'train/{a,b}', 'val/{a,b}', n=9)
+    dls = cpu(f, tmp_path, size=16)
+    assert len(dls.train) == 1 and len(dls.valid) == 1 and len(dls.train.one_batch()[0]) == len(dls.train_ds)
+    for kw in (dict(drop_last=True), dict(drop_last=True, n=8), dict(dl_kwargs=[dict(drop_last=True), {}]), dict(dl_kwargs=[dict(drop_last=True, n=3), {}])):
+        with pytest.raises(ValueError, match=r'there is no training batch: \d+ images, bs=64, drop_last=True; lower bs'): cpu(f, tmp_path, size=16, **kw)
+    for kw in (dict(val_drop_last=True), dict(val_bs=50, val_drop_last=True), dict(dl_kwargs=[{}, dict(drop_last=True)])):
+        with pytest.raises(ValueError, match='there is no validation batch'): cpu(f, tmp_path, size=16, **kw)
+    assert len(cpu(f, tmp_path, size=16, bs=4, drop_last=True).train.one_batch()[0]) == 4
+
+@pytest.mark.parametrize('f', [unlabeled_dls, labelled_dls])
+@pytest.mark.parametrize('kw', [dict(bs=0), dict(bs=-2), dict(bs=None), dict(bs=2.5), dict(val_bs=0), dict(n=0), dict(size=0), dict(size=(16,16)), dict(n=1000)])
+def test_sizes_that_cannot_be(synth, f, kw):
+    with pytest.raises(ValueError, match=f'{first(kw)}.*{re.escape(str(first(kw.values())))}'): cpu(f, synth, **kw)
+
+def test_fewer_images_than_bs_by_other_ways(synth, tmp_path):
+    assert [len(b[0]) for b in cpu(labelled_dls, synth, size=16, bs=64, n_per_class=1).train] == [10]
+    assert [len(b[0]) for b in cpu(labelled_dls, synth, size=16, bs=64, pct=.25).train] == [10]
+    assert [len(b[0]) for b in cpu(unlabeled_dls, synth, size=16, bs=64, n=8).train] == [8]
+    assert [len(b[0]) for b in cpu(unlabeled_dls, synth, size=16, bs=64, valid_pct=.9).train] == [9]
+    assert len(synth_dls(synth, n=12, bs=64, labelled=False, device='cpu').train) == 1
+
+def test_each_epoch_has_a_batch(tmp_path):
+    "What the learner sees: weights move, the loss is a number"
+    dls = cpu(labelled_dls, layout(tmp_path, 'train/{a,b}', 'val/{a,b}', n=9), size=16)
+    learn = Learner(dls, nn.Sequential(Flatten(), nn.Linear(768,2)), lr=.1)
+    w = learn.model[1].weight.clone()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert not torch.equal(w, learn.model[1].weight) and all(math.isfinite(o) for o in learn.recorder.values[-1])
+
+# One's own transforms, and what is refused
+
+def test_own_transforms_in_their_order(synth):
+    seen = []
+    def item(im): seen.append(('item', type(im), im.size)); return im
+    class Batch(Transform):
+        order = 50
+        def encodes(self, x:TensorImage): seen.append(('batch', float(x.min()), float(x.max()))); return x
+    dls = cpu(unlabeled_dls, synth, size=16, bs=8, item_tfms=item, batch_tfms=Batch())
+    seen.clear()
+    x = dls.valid.one_batch()[0]
+    assert seen[0][0] == 'item' and issubclass(seen[0][1], PILImage) and seen[0][2] == (32,32), 'the opened picture, before it is cut'
+    assert seen[-1][0] == 'batch' and 0<=seen[-1][1]<seen[-1][2]<=1 and float(x.min())<-.5, 'between 0–1 and Normalize'
+    assert [type(o).__name__ for o in dls.after_batch.fs] == ['IntToFloatTensor','Batch','Normalize']
+
+def test_fastais_transforms(synth):
+    f = partial(cpu, labelled_dls, synth, size=16, bs=8, norm=None)
+    plain = f(augment=False).valid.one_batch()[0]
+    assert f(item_tfms=[Resize(20), ToTensor()]).one_batch()[0].shape == (8,3,16,16)
+    assert f(batch_tfms=aug_transforms(size=24)).one_batch()[0].shape == (8,3,24,24)
+    assert torch.equal(f(batch_tfms=[IntToFloatTensor()], augment=False).valid.one_batch()[0], plain), 'not divided twice'
+    half = Normalize.from_stats([.5]*3, [.5]*3, cuda=False)
+    torch.testing.assert_close(f(batch_tfms=half, augment=False).valid.one_batch()[0], (plain-.5)/.5)
+    torch.testing.assert_close(f(batch_tfms=[Hue(p=1.)], augment=False).valid.one_batch()[0], plain, msg='in training only')
+    still,mirror = [f(item_tfms=o, augment=False).valid.one_batch()[0] for o in (noop, FlipItem(p=1.))]
+    assert torch.equal(still, mirror), 'in training only'
+    with pytest.raises(ValueError, match='normalised twice.*norm=None'): cpu(labelled_dls, synth, size=16, batch_tfms=[half])
+    with pytest.raises(ValueError, match='normalised twice'): cpu(unlabeled_dls, synth, size=16, batch_tfms=Normalize)
+
+@pytest.mark.parametrize('f', [unlabeled_dls, labelled_dls, imagenette_dls, imagewang_pretrain_dls, synth_dls])
+@pytest.mark.parametrize('k,say', [('after_batch','batch_tfms='), ('after_item','item_tfms='), ('val_after_batch','batch_tfms='), ('batch_size','bs='),
+                                   ('splits','valid_pct='), ('dataset','a folder'), ('val_dataset','a folder')])
+def test_what_would_undo_the_loaders(synth, f, k, say):
+    with pytest.raises(TypeError, match=f'^{k}= would take the place of what these loaders do: pass {say}'): f(synth, **{k:[]})
+
+@pytest.mark.parametrize('kw', [dict(before_batch=noop), dict(shuffle=False), dict(val_shuffle=True), dict(pin_memory=False), dict(val_bs=3)])
+def test_what_may_be_passed(synth, kw):
+    for f in unlabeled_dls,labelled_dls: assert cpu(f, synth, size=16, bs=8, **kw).one_batch()[0].shape == (8,3,16,16)
+    if 'shuffle' in kw: assert cpu(labelled_dls, synth, size=16, bs=8, **kw).train.get_idxs()[:3] == [0,1,2]
+
+def test_named_sets_take_all_of_it(synth):
+    for f in imagenette_dls,imagewoof_dls,imagewang_dls: assert {'value_range','item_tfms','batch_tfms','class_from','valid_pct'} <= inspect.signature(f).parameters.keys()
+    assert {'value_range','item_tfms','batch_tfms'} <= inspect.signature(imagewang_pretrain_dls).parameters.keys()
+    assert len(cpu(imagewang_pretrain_dls, synth, size=16, bs=8, value_range=(0,255)).train)
+
+# An exported learner, where this package cannot be imported
+
+def elsewhere(code, cwd):
+    "What `code` prints in a process that has fastai only"
+    hide = "import sys, warnings; warnings.simplefilter('ignore'); sys.modules['fastai_contrastive'] = None\nfrom fastai.vision.all import *\n"
+    r = subprocess.run([sys.executable, '-c', hide+textwrap.dedent(code)+"\nassert not [o for o in sys.modules if o.startswith('fastai_contrastive.')]"],
+                       capture_output=True, text=True, cwd=cwd)
+    assert r.returncode==0, r.stderr
+    return [float(o) for o in r.stdout.split()]
+
+def small(dls, path):
+    set_seed(1)
+    return Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(4), Flatten(), nn.Linear(48, dls.c)), path=path)
+
+def quietly(learn): return ContextManagers([learn.no_logging(), learn.no_bar()])
+
+def test_exported_learner_opens_with_fastai_alone(synth, tmp_path):
+    "Files, bytes, arrays, images, several at once with labels: the same numbers"
+    learn = small(cpu(labelled_dls, synth, size=24, bs=8), tmp_path)
+    learn.export()
+    fs = learn.dls.valid_ds.items[::6]
+    with quietly(learn):
+        one,many = learn.predict(fs[1])[2],learn.get_preds(dl=learn.dls.test_dl(fs, with_labels=True, num_workers=0))
+    got = elsewhere(f"""
+        learn,fs = load_learner('export.pkl'),[Path(o) for o in {[str(o) for o in fs]}]
+        with learn.no_bar():
+            for o in (fs[1], str(fs[1]), fs[1].read_bytes(), np.array(Image.open(fs[1])), PILImage.create(fs[1])): print(*learn.predict(o)[2].tolist())
+            x,y = learn.get_preds(dl=learn.dls.test_dl(fs, with_labels=True, num_workers=0))
+            print(*x.flatten().tolist(), *y.tolist())
+            assert learn.predict(fs[1])[0] in {list(learn.dls.vocab)}
+    """, tmp_path)
+    torch.testing.assert_close(tensor(got[:50]).reshape(5,10), one[None].expand(5,-1))
+    torch.testing.assert_close(tensor(got[50:]), torch.cat([many[0].flatten(), many[1].float()]))
+
+def test_exported_learner_at_home_is_ours(synth, tmp_path):
+    "Where the package is, EXIF is heeded as before"
+    learn = small(cpu(labelled_dls, synth, size=24, bs=8), tmp_path)
+    learn.export()
+    exif = Image.Exif()
+    exif[274] = 3
+    f = saved(Image.open(learn.dls.valid_ds.items[0]).transpose(Image.ROTATE_180), tmp_path/'a.png', exif=exif)
+    new = load_learner(tmp_path/'export.pkl')
+    assert [type(o) for o in (new.dls.valid.after_item[0], new.dls.tls[0].tfms.fs[0])] == [CropResize,OpenRGB]
+    with quietly(learn), quietly(new): torch.testing.assert_close(new.predict(f)[2], learn.predict(f)[2]), torch.testing.assert_close(new.predict(f)[2], new.predict(learn.dls.valid_ds.items[0])[2])
+
+def test_exported_by_number_or_by_the_folder_above(tmp_path):
+    "Labels are found there too, for WordNet's numbers and for deeper folders"
+    a = layout(tmp_path/'a', 'train/{n01440764,n02102040}', 'val/{n01440764,English springer}')
+    b = layout(tmp_path/'b', 'train/{cat,dog}', 'val/cat/{x}', 'val/dog/{x}')
+    for p,kw in ((a,{}), (b,dict(class_from='top'))):
+        small(cpu(labelled_dls, p, size=16, bs=2, **kw), p).export()
+        assert elsewhere(f"""
+            dls = load_learner('export.pkl').dls
+            print(*dls.test_dl(sorted(get_image_files(Path({str(p)!r})/'val'), key=lambda o: -ord(o.parts[-2 if {p==a} else -3][0])), with_labels=True, num_workers=0, bs=9).one_batch()[1].tolist())
+        """, p) == ([0,0,1,1] if p==a else [1,1,0,0])
+
+def test_exported_with_a_range_says_why_not(synth, tmp_path):
+    small(cpu(labelled_dls, synth, size=24, bs=8, value_range=(0,200)), tmp_path).export()
+    assert type(load_learner(tmp_path/'export.pkl').dls.tls[0].tfms.fs[0]) is OpenRGB
+    assert elsewhere("""
+        try: load_learner('export.pkl')
+        except RuntimeError as e: print(int('value_range=(0, 200)' in str(e) and 'install' in str(e)))
+    """, tmp_path) == [1]
+
+def test_vision_learner_exported(synth, tmp_path):
+    set_seed(0)
+    learn = vision_learner(cpu(labelled_dls, synth, size=32, bs=8, item_tfms=FlipItem(), batch_tfms=aug_transforms()), resnet18, pretrained=False, path=tmp_path)
+    learn.export()
+    f = learn.dls.valid_ds.items[3]
+    with quietly(learn): want = learn.predict(f)[2]
+    torch.testing.assert_close(tensor(elsewhere(f"""
+        learn = load_learner('export.pkl')
+        with learn.no_bar(): print(*learn.predict({str(f)!r})[2].tolist())""", tmp_path)), want)
+
+def test_exported_learner_on_photographs(real, tmp_path):
+    "Files of Imagenette: the same predictions; and close to them where ours had the decoder halve the picture"
+    p = real('imagenette2-160')
+    for size,tol in ((128,1e-6),(64,.05)):
+        learn = small(cpu(labelled_dls, p, size=size, bs=8, n_per_class=1, augment=size==128), tmp_path)
+        learn.export()
+        fs = learn.dls.valid_ds.items[::400]
+        with quietly(learn): want = learn.get_preds(dl=learn.dls.test_dl(fs, num_workers=0))[0]
+        got = tensor(elsewhere(f"""
+            learn = load_learner('export.pkl')
+            with learn.no_bar(): print(*learn.get_preds(dl=learn.dls.test_dl({[str(o) for o in fs]}, num_workers=0))[0].flatten().tolist())""", tmp_path)).reshape(want.shape)
+        assert (got-want).abs().max() < tol
