@@ -9,6 +9,7 @@ from fastai_contrastive.data import *
 from fastai_contrastive.encoder import *
 from fastai_contrastive.lending import *
 from fastai_contrastive.core import *
+from fastai_contrastive.asked import *
 from fastai_contrastive.lessons import *
 from fastai_contrastive.objectives import *
 from fastai_contrastive.pretext import *
