@@ -435,7 +435,7 @@ def test_no_classes_no_matrix(folder):
 
 @kinds
 def test_predict_sees_the_image_as_it_is(folder, kind):
-    learn = file_learn(folder, Rotation(), kind)
+    learn = file_learn(folder, Rotation(True), kind)
     with quietly(learn):
         learn.fit_one_cycle(15, 2e-2)
         f = learn.dls.valid_ds.items[2]
@@ -452,7 +452,7 @@ def test_predict_sees_the_image_as_it_is(folder, kind):
             close(got[2], want[2], eps=1e-5)
         given = learn.get_preds(dl=learn.dls.test_dl([f]*3), as_given=True)[0]
         close(given, want[2].expand(3,-1), eps=1e-5)
-        assert len(learn.get_preds(dl=learn.dls.test_dl([f]*3))[1])==3 # without: the task asks
+        assert learn.get_preds(dl=learn.dls.test_dl([f]*3))[1].tolist()==[0,1,2,3]*3 # without: the task asks
         assert isinstance(learn.validate(dl=learn.dls.test_dl([f]*3))[0], float)
 
 @kinds
@@ -534,7 +534,7 @@ def test_tensorboard_pictures(folder, kind, task, tensorboard):
         for i,(im,ax) in enumerate(zip(ims, fig.axes)):
             close(im, to_pixels(x[i:i+1], stats)[0].permute(1,2,0), eps=1e-4)
             said = turns[p[i].argmax()]
-            assert ax.get_title()==said and ax.title.get_color()==('green' if said==turns[y[i]] else 'red')
+            assert ax.get_title()==f'{turns[y[i]]}\n{said}' and ax.title.get_color()==('green' if said==turns[y[i]] else 'red')
     else:
         assert len(ims)==8
         for i in range(4):
@@ -555,6 +555,7 @@ def wandb(monkeypatch):
     sys.modules.pop('fastai.callback.wandb', None)
     from fastai.callback.wandb import WandbCallback
     m.cb = WandbCallback
+    monkeypatch.setattr(Learner, 'gather_args', lambda self: {}) # fastai's fails with today's fastcore, for any learner
     yield m
     sys.modules.pop('fastai.callback.wandb', None)
 
@@ -598,18 +599,17 @@ def test_tta_of_names_and_not_of_pictures(folder, kind):
 @pytest.mark.parametrize('task', tasks, ids=str)
 def test_what_fastai_does_besides(folder, task, tmp_path, capsys):
     learn = file_learn(folder, task, path=tmp_path, cbs=[ActivationStats(with_hist=True), CSVLogger(), ShowGraphCallback()])
-    with learn.no_bar():
-        learn.fit_one_cycle(2, 1e-3)
-        assert (tmp_path/'history.csv').read_text().count('\n')==3
-        learn.recorder.plot_loss(skip_start=0)
-        assert learn.activation_stats.layer_stats(0)
-        assert 'Total params' in str(learn.summary())
-        learn.show_training_loop()
-        learn.to_channelslast()
-        learn.fit(1, cbs=GradientAccumulation(16))
-        learn.fine_tune(1)
-        learn.freeze()
-        learn.unfreeze()
+    learn.fit_one_cycle(2, 1e-3)
+    assert (tmp_path/'history.csv').read_text().count('\n')==3
+    learn.recorder.plot_loss(skip_start=0)
+    assert learn.activation_stats.layer_stats(0)
+    assert 'Total params' in str(learn.summary())
+    learn.show_training_loop()
+    learn.to_channelslast()
+    learn.fit(1, cbs=GradientAccumulation(16))
+    learn.fine_tune(1)
+    learn.freeze()
+    learn.unfreeze()
     assert isinstance(learn.model[0], Encoder)
     x,p,y,d,l = learn.get_preds(with_input=True, with_decoded=True, with_loss=True)
     assert torch.equal(learn.loss_func.decodes(p), d) and len(l)==len(x)
@@ -657,6 +657,13 @@ def test_own_numbers_and_several_pictures(folder, tensorboard):
         assert ', ' in learn.predict(learn.dls.valid_ds.items[0])[0]
         assert learn.tta(n=1)[0].shape==(18,2)
     assert to_pixels(learn.pretext.task.make(torch.rand(2,3,8,8))[0][1]).shape==(2,3,4,16)
+    TilesTest.make = lambda self, x: ((x, x[:,None]),torch.randint(2, (len(x),)))
+    TilesTest.loss_func,TilesTest.vocab = CrossEntropyLossFlat(),['a','b']
+    learn = file_learn(folder, TilesTest())
+    with quietly(learn):
+        Interpretation.from_learner(learn).plot_top_losses(2)
+        assert plt.gcf().axes[0].get_title()[:4] in ('a/a ','a/b ','b/a ','b/b ')
+        assert ClassificationInterpretation.from_learner(learn).confusion_matrix().sum()==18
     PretextTask.registry.pop('tiles_test')
 
 def test_losses_without_a_reduction(folder):
@@ -749,7 +756,7 @@ def test_two_normalisations_are_said(folder):
         pretext_learner(file_dls(folder, 'labelled'), enc, Rotation())
 
 def test_texts_and_tables_are_refused():
-    from fastai.tabular.all import TabularDataLoaders
+    from fastai.tabular.all import Categorify, TabularDataLoaders
     df = pd.DataFrame(dict(a=range(20), y=[0,1]*10))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -787,8 +794,9 @@ def test_trying_a_metric_leaves_no_trace(folder):
     learn = file_learn(folder, Rotation(), metrics=[accuracy, F1Score(average='macro')])
     with quietly(learn):
         learn.fit(1, 1e-2)
+        got = learn.recorder.values[-1][2]
         _,y,p = asked(learn)
-        assert learn.recorder.values[-1][2]==pytest.approx((p.argmax(1)==y).float().mean().item())
+        assert got==pytest.approx((p.argmax(1)==y).float().mean().item())
 
 # Sums that a class refuses, its functions refuse as well
 

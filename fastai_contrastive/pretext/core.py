@@ -226,6 +226,13 @@ class PretextLearner(Learner):
         if hasattr(f, 'reduction') or 'reduction' in inspect.signature(f).parameters: return super().loss_not_reduced()
         return _replacing(self, 'loss_func', partial(_each, f))
 
+@patch
+@delegates(Learner.lr_find)
+def lr_find(self:PretextLearner, *args, **kwargs):
+    "As in fastai, which divides by the number of batches before it looks whether there are any."
+    _check_batches(self.dls.train)
+    return super(PretextLearner, self).lr_find(*args, **kwargs)
+
 def _each(f, pred, *yb):
     return torch.stack([f(*(o[i:i+1] for o in (pred,*yb))).mean() for i in range(len(pred))])
 
