@@ -105,7 +105,7 @@ def ask(
 
 # %% ../nbs/terms/30_asked.ipynb #e54b762b
 class Question(GetAttr):
-    "The `item` (say, a path) of an image that a question was asked about; it stands in for the item, and can be asked again."
+    "The `item` (say, a path) that a question was asked about; it stands in for the item, and can be asked again."
     _default = 'item'
     def __init__(self,
         item:object, # What the image was made of
@@ -129,8 +129,8 @@ class AskedDL:
         "As the loader's own; what it gives has the same two faces."
         return asked_dl(self.clean.new(*args, **kwargs), self.task)
 
-    def probe(self)->tuple: # Question and answer about two copies of the first image; None where no image can be looked at
-        "One question, made without moving any random state, to see what the task's questions are like."
+    def probe(self)->tuple|None: # Question and answer about two copies of the first image
+        "What the task's questions are like: one, made without moving any random state; None where items have no number."
         b = _one_item(self.clean)
         if b is not None: return ask(self.task, first_of(b)[[0,0]], 0)
 
@@ -203,12 +203,23 @@ def _pre_show_batch(self:AskedDL, b, max_n=9):
     return x,y,L(zip(x, ys))
 
 @patch
-def decode_batch(self:AskedDL, b, max_n=9, full=True):
+def decode_batch(self:AskedDL,
+    b:tuple, # Clean, or question and answer
+    max_n:int=9, # At most this many
+    full:bool=True, # For fastai's sake
+)->L:
     "Pairs of question and answer, as a person sees them; of a clean batch, what the task asks of it."
     return self._pre_show_batch(b, max_n)[2]
 
 @patch
-def show_batch(self:AskedDL, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs):
+def show_batch(self:AskedDL,
+    b:tuple|None=None, # Clean, or question and answer; the loader's next if None
+    max_n:int=9, # At most this many
+    ctxs:list|None=None, # Axes
+    show:bool=True, # Draw? Otherwise what would be drawn is given back
+    unique:bool=False, # One image only, asked again and again
+    **kwargs # `figsize`, `nrows`, ... as in fastai
+):
     "Show what the task asks of a batch."
     if b is None: b = (self.new(get_idxs=lambda: Inf.zeros) if unique else self).one_batch()
     if not show: return self._pre_show_batch(b, max_n)
@@ -216,7 +227,14 @@ def show_batch(self:AskedDL, b=None, max_n=9, ctxs=None, show=True, unique=False
     self.task.show(*map(detuplify, self._parts(b)), stats=dls_stats(self), max_n=max_n)
 
 @patch
-def show_results(self:AskedDL, b, out, max_n=9, ctxs=None, show=True, **kwargs):
+def show_results(self:AskedDL,
+    b:tuple, # Clean, or question and answer
+    out:Tensor|tuple, # Decoded predictions
+    max_n:int=9, # At most this many
+    ctxs:list|None=None, # Axes
+    show:bool=True, # Draw? Otherwise what would be drawn is given back
+    **kwargs # `figsize`, `nrows`, ... as in fastai
+):
     "Show questions, answers, and `out`, the decoded predictions."
     (q,a),out = (tuple(map(detuplify, self._parts(b)))),first_of(out)
     stats = dls_stats(self)

@@ -20,7 +20,7 @@ _all_ = ['to_pixels', 'show_rows']
 
 # %% ../../nbs/pretext/00_core.ipynb #709abfdf
 class PretextTask:
-    "A question about images whose answer is known: override `make`, `head` and `loss_func`, perhaps `metrics` and `vocab`."
+    "A question about images whose answer is known: say `make`, `head` and `loss_func`, perhaps `metrics` and `vocab`."
     registry = {}
     loss_func,metrics = None,[]
     vocab = None # Names of the answers, where these are classes
@@ -82,7 +82,7 @@ def _show_pictures(self:PretextTask, x, y, pred, stats, max_n):
 
 # %% ../../nbs/pretext/00_core.ipynb #5be3b901
 def _settings(o):
-    "The arguments of `o` that are not the defaults, as they would be written; those that `o` does not keep are passed over"
+    "The arguments of `o` that are not the defaults, as they would be written, if `o` keeps them"
     ps = inspect.signature(type(o).__init__).parameters.values()
     return ', '.join(f'{p.name}={getattr(o, p.name)!r}' for p in ps
         if p.name!='self' and hasattr(o, p.name) and repr(getattr(o, p.name))!=repr(p.default))
@@ -158,7 +158,8 @@ def _images(self:PretextCallback):
         raise TypeError(f'the images come as {x.dtype}: add IntToFloatTensor() to the batch_tfms, and a Normalize')
     n = getattr(getattr(unwrap_model(self.learn.model), 'encoder', None), 'n_in', None)
     if n is not None and x.shape[1]!=n:
-        raise ValueError(f'the images have {x.shape[1]} channels, and the encoder takes {n}: make a learner for these dls')
+        raise ValueError(f'the images have {x.shape[1]} channels, and the encoder takes {n}: '
+            'make a learner for these dls')
     return x.as_subclass(Tensor)
 
 # %% ../../nbs/pretext/00_core.ipynb #d075a4d3
@@ -169,8 +170,8 @@ def _check_mix(self:PretextCallback):
     if mix is None: return
     q,a,name = self.learn.xb,self.learn.yb,type(mix).__name__
     ok = len(q)==len(a)==1 and (getattr(mix, 'stack_y', False) or a[0].is_floating_point())
-    if not ok: raise ValueError(f'{name} cannot mix what {self.task!r} asks: it takes one image and one answer, a class '
-        f'under a loss such as CrossEntropyLossFlat, or numbers; leave out {name}')
+    if not ok: raise ValueError(f'{name} cannot mix what {self.task!r} asks: it takes one image and one answer, '
+        f'a class under a loss such as CrossEntropyLossFlat, or numbers; leave out {name}')
 
 # %% ../../nbs/pretext/00_core.ipynb #3286a0ea
 def _check_batches(dl):
@@ -178,9 +179,8 @@ def _check_batches(dl):
     try: n = len(dl)
     except TypeError: return # a stream, which does not know
     if n: return
-    n,bs = (next((getattr(dl, k) for k in ks if getattr(dl, k, None) is not None), '?') for ks in (('n',), ('bs','batch_size')))
-    if n=='?': n = len(dl.dataset)
-    raise ValueError(f'the training loader has no batch: {n} images, bs={bs}, and a batch that is not full is dropped; '
+    images,bs = len(dl.dataset),getattr(dl, 'bs', getattr(dl, 'batch_size', None))
+    raise ValueError(f'the training loader has no batch: {images} images, bs={bs}, and a batch that is not full is dropped; '
         'use a smaller bs, or drop_last=False')
 
 @patch
@@ -208,8 +208,13 @@ def _try_metric(self:PretextCallback, m):
 _replacing = contextmanager(replacing_yield)
 
 class PretextLearner(Learner):
-    "A `Learner` whose data, to everything that asks, are the questions and answers of the task in its `PretextCallback`."
-    def __init__(self, dls, *args, cbs=None, **kwargs):
+    "A `Learner` whose data, to all that ask, are the questions and answers of the task in its `PretextCallback`."
+    def __init__(self,
+        dls:DataLoaders, # As for `Learner`
+        *args,
+        cbs:object=None, # A `PretextCallback` among them
+        **kwargs # As for `Learner`
+    ):
         self._task = first(o.task for o in L(cbs) if isinstance(o, PretextCallback))
         super().__init__(dls, *args, cbs=cbs, **kwargs)
 
@@ -256,11 +261,11 @@ def get_preds(self:PretextLearner,
 # %% ../../nbs/pretext/00_core.ipynb #eed90b0d
 @patch
 def predict(self:PretextLearner,
-    item:object, # What the data set's items are (a path), or anything else that its first transform takes: a PIL image, an array
+    item:object, # What the items of the data set are (a path), or what else its first transform takes (PIL image, array)
     rm_type_tfms:int|None=None, # As in fastai
     with_input:bool=False, # Give the question first, as a picture?
 )->tuple: # Answer as a person reads it, as a tensor, and what the model said; (picture,) before them on demand
-    "What the model says of one image: as it is, if that is a question of this task, else of the question that is made of it."
+    "What the model says of one image: as it is, if the task can ask so, else of the question that is made of it."
     dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
     x,pred,y,dec = self.get_preds(dl=dl, as_given=True, with_input=True, with_decoded=True)
     stats = dls_stats(self.dls)
@@ -273,8 +278,8 @@ def tta(self:PretextLearner, ds_idx=1, dl=None, **kwargs):
     "As `Learner.tta`; raises `TypeError` where the answers are pictures."
     p = getattr(self.dls[ds_idx] if dl is None else dl, 'probe', noop)()
     if p is not None and self._task.vocab is None and is_picture(p[1][0]):
-        raise TypeError(f'tta averages what is said of differently cropped images: the answers of {self._task!r} are pictures, '
-            'whose mean means nothing; use get_preds')
+        raise TypeError(f'tta averages what is said of differently cropped images: the answers of {self._task!r} are '
+            'pictures, whose mean means nothing; use get_preds')
     return super(PretextLearner, self).tta(ds_idx, dl, **kwargs)
 
 # %% ../../nbs/pretext/00_core.ipynb #090d7fa6
@@ -283,7 +288,11 @@ def _batch_of(dl):
     return Clean(b if is_listy(b) else (b,))
 
 @patch
-def show_batch(self:PretextLearner, dl=None, max_n:int=6, **kwargs):
+def show_batch(self:PretextLearner,
+    dl:DataLoader|None=None, # The training loader if None
+    max_n:int=6, # At most this many images
+    **kwargs # As for the task's `show`
+):
     "Show what the task makes of a training batch (or one of `dl`)."
     q,a = ask(self._task, _batch_of(ifnone(dl, self.dls.train))[0])
     self._task.show(detuplify(q), detuplify(a), stats=dls_stats(self.dls), max_n=max_n, **kwargs)
@@ -301,7 +310,8 @@ def _channels(dls, arch, n_in):
     "Channels of the images, checked against what was asked for and what the encoder takes"
     n = n_channels(dls)
     if n is None and (b := _one_item(dls)) is not None: _check_image(first_of(b))
-    if n is not None and n_in not in (None,n): raise ValueError(f'n_in={n_in}, but the images of dls have {n} channels: leave out n_in')
+    if n is not None and n_in not in (None,n):
+        raise ValueError(f'n_in={n_in}, but the images of dls have {n} channels: leave out n_in')
     n = ifnone(n, ifnone(n_in, arch.n_in if isinstance(arch, Encoder) else 3))
     if isinstance(arch, Encoder) and arch.n_in!=n:
         raise ValueError(f'the encoder ({arch.arch}) takes {arch.n_in} channels, and the images of dls have {n}: '
@@ -320,10 +330,10 @@ def pretext_learner(
     cbs:object=None, # Further callbacks, such as a contrastive term
     **kwargs
 )->PretextLearner:
-    "A `Learner` that trains an encoder on a pretext task; raises `TypeError` and `ValueError` as `get_task` and `create_encoder` do."
+    "A `Learner` that trains an encoder on a pretext task; raises as `get_task` and `create_encoder` do, and for other channels."
     task = get_task(task)
     encoder = create_encoder(arch, _channels(dls, arch, n_in), pretrained)
     check_stats(dls, encoder, 'the images of dls', 'the encoder', 'give the dls its Normalize.from_stats')
     kwargs = {'loss_func':task.loss_func, **kwargs}
-    return PretextLearner(dls, PretextModel(encoder, task.head(encoder)), metrics=ifnone(metrics, task.metrics), splitter=splitter,
-        cbs=L(PretextCallback(task))+L(cbs), **kwargs)
+    return PretextLearner(dls, PretextModel(encoder, task.head(encoder)), metrics=ifnone(metrics, task.metrics),
+        splitter=splitter, cbs=L(PretextCallback(task))+L(cbs), **kwargs)

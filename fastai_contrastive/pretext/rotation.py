@@ -19,7 +19,8 @@ def rotate(
     if h!=w: raise ValueError(f'Rotation needs square images: got {h}x{w}; '
         'use Resize(size) or RandomResizedCrop(size) in the dataloaders')
     if k.shape!=x.shape[:1] or k.is_floating_point():
-        raise ValueError(f'k must be a whole number for each of the {len(x)} images: got {k.dtype} of shape {tuple(k.shape)}')
+        raise ValueError(f'k must be a whole number for each of the {len(x)} images: '
+            f'got {k.dtype} of shape {tuple(k.shape)}')
     k = k[:,None,None,None]%4
     x = torch.where(k%2==1, x.rot90(1, (2,3)), x)
     return torch.where(k>=2, x.flip(2,3), x)
