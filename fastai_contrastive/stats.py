@@ -73,7 +73,7 @@ def renormalise(
     return (x*d+m-m2)/d2
 
 # %% ../nbs/parts/04_stats.ipynb #edc5df7e
-def _one_item(dl):
+def _first_batch(dl):
     "A batch of the first item of `dl`, as the loader makes it; None where items have no index"
     if getattr(dl, 'fake_l', None) is None: # PyTorch's
         if isinstance(dl.dataset, torch.utils.data.IterableDataset): return None
@@ -83,13 +83,17 @@ def _one_item(dl):
     b = dl.do_batch(o if dl.prebatched else [o])
     return dl.after_batch(b if dl.device is None else to_device(b, dl.device))
 
+def _one_item(dls):
+    "A batch of the first item (of the training loader), or None; no random state moves"
+    states = get_random_states()
+    try: return _first_batch(dls.train if isinstance(dls, DataLoaders) else dls)
+    except (AttributeError,IndexError,KeyError): return None # no item, or one that is not asked for by number
+    finally: set_random_states(**states)
+
 def n_channels(
     dls:DataLoaders|DataLoader|torch.utils.data.DataLoader, # Both loaders, or one (the training one is asked)
 )->int|None: # None where it cannot be told, or where the inputs are no images (bs, c, h, w)
     "Channels of the images that `dls` gives, by a look at one; no random state moves, nor the loader's place."
-    states = get_random_states()
-    try: b = _one_item(dls.train if isinstance(dls, DataLoaders) else dls)
-    except (AttributeError,IndexError,KeyError): return None # no item, or one that is not asked for by number
-    finally: set_random_states(**states)
+    b = _one_item(dls)
     x = b[0] if isinstance(b, (tuple,list)) and len(b) else b
     return x.shape[1] if isinstance(x, Tensor) and x.ndim==4 else None

@@ -8,29 +8,53 @@ __all__ = ['random_cells', 'MaskedLoss', 'masked_mae', 'PixelDecoder', 'Inpainti
 # %% ../../nbs/pretext/02_inpainting.ipynb #43b458a6
 from fastai.vision.all import *
 from ..encoder import _dry_pass
-from .core import PretextTask, show_rows
+from .core import PretextTask
 
 # %% ../../nbs/pretext/02_inpainting.ipynb #436f0d12
+def _n_cells(grid, area):
+    "How many of `grid`² cells `area` is, at least one; raises `ValueError` for settings that are none"
+    if not isinstance(area, Number) or not 0<area<1:
+        raise ValueError(f'area is the fraction to remove, between 0 and 1: got {area!r}')
+    if not isinstance(grid, int) or grid<2:
+        raise ValueError(f'grid is the number of cells a side, 2 or more: got {grid!r}')
+    return max(1, round(area*grid**2))
+
 def random_cells(
     bs:int, # Images
-    grid:int, # Cells a side
-    area:float, # Fraction to remove, rounded to whole cells, at least one
-    device=None, # Where to draw
+    grid:int, # Cells a side, 2 or more
+    area:float, # Fraction to remove, 0-1, rounded to whole cells, at least one
+    device:torch.device|str|None=None, # Where to draw
 )->Tensor: # (bs, 1, grid, grid) bool, True: removed
-    "For each image, `area` of the cells of a grid, drawn at random."
-    n = grid*grid
-    r = torch.rand(bs, n, device=device).argsort(1)
-    return (r < max(1, round(area*n))).view(bs, 1, grid, grid)
+    "For each image, `area` of the cells of a grid, drawn at random; raises `ValueError` for settings out of range."
+    k = _n_cells(grid, area)
+    return (torch.rand(bs, grid*grid, device=device).argsort(1) < k).view(bs, 1, grid, grid)
 
-# %% ../../nbs/pretext/02_inpainting.ipynb #7eb0c013
+# %% ../../nbs/pretext/02_inpainting.ipynb #3098719a
+def _weighted(e, mask, rest):
+    "Mean of `e` for each image, removed pixels counting 1 and the others `rest`"
+    if mask.shape!=e.shape:
+        raise ValueError(f'mask must be (bs, 1, h, w), here {tuple(e.shape)}: got {tuple(mask.shape)}')
+    w = mask.float()*(1-rest) + rest
+    n = w.flatten(1).sum(1)
+    if not n.all(): raise ValueError('the mask removes nothing from some of the images, so their loss is 0/0: '
+        'every image needs a pixel that is removed, or rest above 0')
+    return (e*w).flatten(1).sum(1)/n
+
+# %% ../../nbs/pretext/02_inpainting.ipynb #58465956
 class MaskedLoss:
-    "Distance of `pred` from the image, averaged over the removed pixels of each image (and, with weight `rest`, the others)."
+    "Distance of `pred` from the image, averaged over each image's removed pixels (and, with weight `rest`, the others)."
+    reductions = dict(mean=Tensor.mean, sum=Tensor.sum, none=noop)
+    activation = decodes = noops # What the model says is what is meant
     def __init__(self,
         kind:str='l1', # 'l1' (absolute) or 'l2' (squared)
-        rest:float=0., # Weight of the pixels that were not removed
+        rest:float=0., # Weight of the pixels that were not removed, 0-1
         reduction:str='mean', # 'mean', 'sum', or 'none': one number an image
     ):
-        if kind not in ('l1','l2'): raise ValueError(f"kind must be 'l1' or 'l2': got {kind!r}")
+        if kind not in ('l1','l2'): raise ValueError(f"the loss must be 'l1' or 'l2': got {kind!r}")
+        if not isinstance(rest, Number) or not 0<=rest<=1:
+            raise ValueError(f'rest is the weight of the pixels that stay, from 0 to 1: got {rest!r}')
+        if reduction not in self.reductions:
+            raise ValueError(f"reduction must be 'mean', 'sum' or 'none': got {reduction!r}")
         store_attr()
 
     def __call__(self,
@@ -38,21 +62,26 @@ class MaskedLoss:
         x:Tensor, # Clean images, (bs, c, h, w)
         mask:Tensor, # True where removed, (bs, 1, h, w)
     )->Tensor: # Scalar, or (bs,) for reduction 'none'
+        "Raises `ValueError` for shapes that do not fit, and for an image of which nothing was removed."
+        if pred.shape!=x.shape:
+            raise ValueError(f'pred must be as large as the images, {tuple(x.shape)}: got {tuple(pred.shape)}')
         e = pred.float()-x.float()
         e = (e.abs() if self.kind=='l1' else e**2).mean(1, keepdim=True)
-        w = mask.float()*(1-self.rest) + self.rest
-        l = (e*w).flatten(1).sum(1) / w.flatten(1).sum(1)
-        return l if self.reduction=='none' else l.mean() if self.reduction=='mean' else l.sum()
+        return self.reductions[self.reduction](_weighted(e, mask, self.rest))
 
     def __repr__(self): return f'MaskedLoss({self.kind!r}, rest={self.rest})'
 
-def masked_mae(pred, x, mask):
-    "Mean absolute error over the removed pixels, in units of the normalised image."
+def masked_mae(
+    pred:Tensor, # (bs, c, h, w)
+    x:Tensor, # Clean images, (bs, c, h, w)
+    mask:Tensor, # True where removed, (bs, 1, h, w)
+)->Tensor: # Scalar
+    "Mean absolute error over the removed pixels, in units of the normalised image; raises as `MaskedLoss` does."
     return MaskedLoss('l1')(pred, x, mask)
 
 # %% ../../nbs/pretext/02_inpainting.ipynb #322dfb64
 class PixelDecoder(Module):
-    "Maps → images, `stride` times as large: pixel shuffles with one 3×3 convolution each; interpolates to the size asked for where it differs."
+    "Maps → images, `stride` times as large: pixel shuffles, a 3×3 convolution each; interpolates to a size asked for."
     wants = 'maps'
     def __init__(self,
         ni:int, # Channels of the maps
@@ -60,9 +89,11 @@ class PixelDecoder(Module):
         stride:int=32, # Image size over map size
         nh:int=64, # Channels between
     ):
+        if nh<1 or stride<1: raise ValueError(f'nh and stride must be 1 or more: got nh={nh}, stride={stride}')
         ups,last = 0,stride
         while last>4 and last%2==0: ups,last = ups+1,last//2
-        steps = [nn.Sequential(PixelShuffle_ICNR(ni if i==0 else nh, nh, norm_type=NormType.Batch), ConvLayer(nh, nh)) for i in range(ups)]
+        steps = [nn.Sequential(PixelShuffle_ICNR(ni if i==0 else nh, nh, norm_type=NormType.Batch), ConvLayer(nh, nh))
+            for i in range(ups)]
         out = ConvLayer(nh if ups else ni, n_out*last**2, ks=1, norm_type=None, act_cls=None)
         with torch.no_grad(): out[0].weight.copy_(icnr_init(out[0].weight, scale=last))
         self.steps,self.out = nn.Sequential(*steps),nn.Sequential(out, nn.PixelShuffle(last))
@@ -74,7 +105,7 @@ class PixelDecoder(Module):
 
 # %% ../../nbs/pretext/02_inpainting.ipynb #9311b3c7
 class Inpainting(PretextTask):
-    "Fill in removed cells of the image. Pathak et al. 2016, arXiv 1604.07379; cells and loss after Xie et al. 2022, arXiv 2111.09886."
+    "Fill in removed cells of the image. Pathak et al. 2016, arXiv 1604.07379; cells and loss: Xie et al., arXiv 2111.09886."
     metrics = [masked_mae]
     def __init__(self,
         area:float=.4, # Fraction of the image to remove
@@ -83,23 +114,26 @@ class Inpainting(PretextTask):
         rest:float=0., # Weight of the pixels that stay
         nh:int=64, # Channels of the decoder
     ):
-        if not 0<area<1: raise ValueError(f'area is the fraction to remove, between 0 and 1: got {area}')
-        if grid<2: raise ValueError(f'grid is the number of cells a side, 2 or more: got {grid}')
+        if _n_cells(grid, area)==grid**2:
+            raise ValueError(f'area={area} of {grid}x{grid} cells rounds to all of them, and nothing is left to see: '
+                'lower area, or raise grid')
+        if not isinstance(nh, int) or nh<1:
+            raise ValueError(f'nh is the number of channels of the decoder, 1 or more: got {nh!r}')
         store_attr()
         self.loss_func = MaskedLoss(loss, rest)
 
     def make(self, x):
+        h,w = x.shape[-2:]
+        if self.grid>min(h,w): raise ValueError(f'Inpainting(grid={self.grid}) on images of {h}x{w} pixels: cells would be '
+            f'smaller than a pixel; use a grid of {min(h,w)//2} or less, or larger images')
         m = random_cells(len(x), self.grid, self.area, x.device)
         m = F.interpolate(m.float(), size=x.shape[-2:]).bool()
         return x.masked_fill(m, 0), (x,m)
 
     def head(self, encoder):
         size,maps = _dry_pass(lambda x: (x.shape, encoder.maps(x).shape), encoder, encoder.n_in)
-        return PixelDecoder(maps[1], encoder.n_in, round(size[-1]/maps[-1]), self.nh)
+        return PixelDecoder(maps[1], encoder.n_in, max(1, round(size[-1]/maps[-1])), self.nh)
 
-    def show(self, x, y, pred=None, stats=None, max_n=6):
-        "Rows: what the network sees, the target, and the holes as it fills them."
-        clean,m = y
-        rows,labels = [x,clean],['input','target']
-        if pred is not None: rows,labels = rows+[torch.where(m, pred.float(), x)],labels+['prediction']
-        show_rows(*rows, stats=stats, max_n=max_n, labels=labels)
+    def said(self, x, y, pred):
+        "What the network sees, its holes as it fills them."
+        return torch.where(y[1], pred.float(), x)

@@ -7,17 +7,21 @@ __all__ = ['rotate', 'Rotation']
 
 # %% ../../nbs/pretext/01_rotation.ipynb #a461d76c
 from fastai.vision.all import *
-from .core import PretextTask, show_rows
+from .core import PretextTask
 
 # %% ../../nbs/pretext/01_rotation.ipynb #596dea43
 def rotate(
     x:Tensor, # Square images, (bs, c, s, s)
-    k:Tensor, # Quarter turns anticlockwise of each, 0-3, (bs,)
+    k:Tensor, # Quarter turns anticlockwise of each, whole numbers, (bs,); 4 is none, -1 is three
 )->Tensor: # Same shape
-    "Turn each image by its own `k`; raises `ValueError` if they are not square."
+    "Turn each image by its own `k`; raises `ValueError` if they are not square, or `k` is not a whole number for each."
     h,w = x.shape[-2:]
-    if h!=w: raise ValueError(f'Rotation needs square images: got {h}x{w}; use Resize(size) or RandomResizedCrop(size) in the dataloaders')
-    k = k[:,None,None,None]
+    if h!=w: raise ValueError(f'Rotation needs square images: got {h}x{w}; '
+        'use Resize(size) or RandomResizedCrop(size) in the dataloaders')
+    if k.shape!=x.shape[:1] or k.is_floating_point():
+        raise ValueError(f'k must be a whole number for each of the {len(x)} images: '
+            f'got {k.dtype} of shape {tuple(k.shape)}')
+    k = k[:,None,None,None]%4
     x = torch.where(k%2==1, x.rot90(1, (2,3)), x)
     return torch.where(k>=2, x.flip(2,3), x)
 
@@ -25,6 +29,7 @@ def rotate(
 class Rotation(PretextTask):
     "Predict by which of 0°, 90°, 180° and 270° an image was turned. Gidaris et al. 2018, arXiv 1803.07728."
     loss_func,metrics = CrossEntropyLossFlat(),[accuracy]
+    vocab,as_given = ['0°', '90°', '180°', '270°'],True
     def __init__(self,
         all_four:bool=False, # Every image in all four turns (four times the batch), as in the paper?
     ): self.all_four = all_four
@@ -35,10 +40,3 @@ class Rotation(PretextTask):
         return rotate(x, k), k
 
     def head(self, encoder): return nn.Linear(encoder.nf, 4)
-
-    def show(self, x, y, pred=None, stats=None, max_n=6):
-        "The turned images, titled with the turn or, green where right, with turn/prediction."
-        if pred is None: return show_rows(x, stats=stats, max_n=max_n, titles=[f'{90*int(o)}°' for o in y])
-        p = pred.argmax(1)
-        show_rows(x, stats=stats, max_n=max_n, titles=[f'{90*int(a)}°/{90*int(b)}°' for a,b in zip(y,p)],
-            colors=['green' if a==b else 'red' for a,b in zip(y,p)])
