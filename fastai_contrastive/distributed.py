@@ -6,6 +6,7 @@
 __all__ = ['is_dist', 'world', 'rank', 'gather', 'all_mean']
 
 # %% ../nbs/parts/00_distributed.ipynb #5621df93
+import math, zlib
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -23,13 +24,23 @@ def rank()->int:
     "This process's number, 0 without a process group"
     return dist.get_rank() if is_dist() else 0
 
+# %% ../nbs/parts/00_distributed.ipynb #e37779b0
+def _sizes(x):
+    "Every process's number of rows, in rank order; raises `ValueError` on each of them if their rows differ in kind"
+    kind = f'{tuple(x.shape[1:])}, {x.dtype}'
+    mine = torch.tensor([len(x), zlib.crc32(kind.encode())], device=x.device)
+    alls = [torch.zeros_like(mine) for _ in range(world())]
+    dist.all_gather(alls, mine)
+    ns,kinds = zip(*[o.tolist() for o in alls])
+    if len(set(kinds))>1:
+        raise ValueError(f'gather needs rows of one shape and type on every process: rank {rank()} has {kind}')
+    return list(ns)
+
 # %% ../nbs/parts/00_distributed.ipynb #8f7da196
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world())]
-        dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
-        ctx.sizes = [int(s) for s in sizes]
+        ctx.sizes = _sizes(x)
         n = max(ctx.sizes)
         pad = torch.cat([x, x.new_zeros(n-len(x), *x.shape[1:])]).contiguous()
         out = [torch.empty_like(pad) for _ in ctx.sizes]
@@ -43,17 +54,20 @@ class _Gather(torch.autograd.Function):
         return g.split(ctx.sizes)[rank()]
 
 def gather(
-    x:Tensor, # This process's rows, (n, ...); n may differ between processes
+    x:Tensor, # This process's rows, (n, ...); n may differ between processes, and may be 0
 )->Tensor: # All processes' rows in rank order, (sum of n, ...)
-    "Concatenate `x` over the processes; the gradient flows back to each of them. Identity on one process."
+    """Concatenate `x` over the processes; the gradient flows back to each of them. Identity on one process. Raises
+    `ValueError` for what has no rows, or where the processes' rows differ in shape or type."""
+    if x.ndim==0: raise ValueError('gather concatenates rows, and a single number has none: pass x[None]')
     return _Gather.apply(x) if is_dist() else x
 
 # %% ../nbs/parts/00_distributed.ipynb #8f725e47
 def all_mean(
-    x:Tensor, # Same shape on every process
-)->Tensor: # Same shape, no gradient
-    "Mean of `x` over the processes. Identity on one process."
-    if not is_dist(): return x.detach()
-    x = x.detach().clone()
+    x:Tensor, # Of the same shape and type on every process
+)->Tensor: # The same shape, no gradient; whole numbers become float32, since their mean need not be whole
+    "Mean of `x` over the processes. Identity on one process, but for the gradient."
+    x = x.detach() if x.is_floating_point() else x.detach().float()
+    if not is_dist(): return x
+    x = x.clone()
     dist.all_reduce(x)
     return x/world()

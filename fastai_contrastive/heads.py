@@ -6,13 +6,16 @@
 __all__ = ['HeadNorm', 'mlp', 'Prototypes']
 
 # %% ../nbs/parts/02_heads.ipynb #6c7f00fe
+from collections.abc import Callable
+from numbers import Integral
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from .distributed import *
+from .losses import _check_rows, _dots, _unit
 
 # %% ../nbs/parts/02_heads.ipynb #a7061f8b
 class HeadNorm(nn.BatchNorm1d):
-    "Batch norm with the statistics of all processes' rows, (n, dim)"
+    "Batch norm with the statistics of all processes' rows: (n, dim) → (n, dim); what it takes is `nn.BatchNorm1d`'s"
     def forward(self, x):
         if not (self.training and is_dist()): return super().forward(x)
         # Each process's number, mean and variance are enough
@@ -27,16 +30,25 @@ class HeadNorm(nn.BatchNorm1d):
         x = (x-mean)*(var+self.eps).rsqrt()
         return x*self.weight+self.bias if self.affine else x
 
+# %% ../nbs/parts/02_heads.ipynb #7a9374df
+def _check_sizes(who, *sizes, least=2):
+    if len(sizes)<least or not all(isinstance(o, Integral) and o>=1 for o in sizes):
+        what = f'at least {("one size","two sizes")[least-1]}, each a whole number,'
+        raise ValueError(f'{who} needs {what} 1 or more: got {sizes}')
+
 # %% ../nbs/parts/02_heads.ipynb #bce4c410
 def mlp(
     *sizes:int, # Widths from input to output: `mlp(512, 512, 128)` has two linear layers
     bn:bool=True, # Batch norm after each hidden layer?
     last_bn:bool=False, # Batch norm without scale and shift after the last layer?
     last_bias:bool=True, # A bias in the last layer, if no norm follows it?
-    act=nn.ReLU, # Activation between layers
+    act:Callable=nn.ReLU, # Makes the activation between layers: a class such as `nn.GELU`
 )->nn.Sequential: # (bs, sizes[0]) → (bs, sizes[-1])
-    "Linear layers with batch norm and an activation between them; a layer that a norm follows has no bias. Raises `ValueError` for fewer than two sizes."
-    if len(sizes)<2 or min(sizes)<1: raise ValueError(f'mlp needs at least two sizes, each 1 or more: got {sizes}')
+    """Linear layers with batch norm and an activation between them; a layer that a norm follows has no bias. Raises
+    `ValueError` for fewer than two sizes, or one that is no whole number from 1; `TypeError` for another `act`."""
+    _check_sizes('mlp', *sizes)
+    if not callable(act) or isinstance(act, nn.Module):
+        raise TypeError(f'act must be a class, such as nn.ReLU: got {act!r}')
     layers = []
     for i,(ni,no) in enumerate(zip(sizes, sizes[1:])):
         last = i==len(sizes)-2
@@ -47,18 +59,23 @@ def mlp(
 
 # %% ../nbs/parts/02_heads.ipynb #df64f176
 class Prototypes(nn.Module):
-    "Cosine similarity with `n` learned directions; raises `ValueError` for n < 2 (SwAV, arXiv 2006.09882; DINO, arXiv 2104.14294)"
+    """Cosine similarity with `n` learned directions: (bs, dim) → (bs, n); raises `ValueError` for n < 2 and for
+    embeddings of another width (SwAV, arXiv 2006.09882; DINO, arXiv 2104.14294)"""
     def __init__(self,
-        dim:int, # Width of an embedding
-        n:int, # Number of directions
+        dim:int, # Width of an embedding, 1 or more
+        n:int, # Number of directions, 2 or more
     ):
         super().__init__()
-        if n<2: raise ValueError(f'n_prototypes must be 2 or more: got {n}')
+        _check_sizes('Prototypes', dim, least=1)
+        if not isinstance(n, Integral) or n<2: raise ValueError(f'n_prototypes must be 2 or more: got {n}')
         self.weight = nn.Parameter(F.normalize(torch.randn(n, dim), dim=1))
 
     def forward(self,
         z:Tensor, # Embeddings, (bs, dim), any scale
         frozen:bool=False, # Let them stand still?
-    )->Tensor: # (bs, n), from -1 to 1
+    )->Tensor: # (bs, n), from -1 to 1, float32
+        _check_rows(z, 'Prototypes', f'embeddings (bs, {self.weight.shape[1]})')
+        if z.shape[1]!=self.weight.shape[1]:
+            raise ValueError(f'Prototypes are for embeddings of width {self.weight.shape[1]}: got {tuple(z.shape)}')
         w = self.weight.detach() if frozen else self.weight
-        return F.normalize(z, dim=1) @ F.normalize(w, dim=1).T
+        return _dots(_unit(z), F.normalize(w.float(), dim=1))

@@ -6,113 +6,199 @@
 __all__ = ['nt_xent', 'info_nce', 'sup_con', 'neg_cosine', 'barlow', 'vicreg', 'sinkhorn', 'swapped_ce']
 
 # %% ../nbs/parts/01_losses.ipynb #3e4570e5
+import math
+from numbers import Integral, Real
 import torch, torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/parts/01_losses.ipynb #25c8d30b
-def _check_pair(z1, z2, who):
-    if z1.shape!=z2.shape or z1.ndim!=2: raise ValueError(f'{who} needs two (n, dim) tensors of one shape: got {tuple(z1.shape)} and {tuple(z2.shape)}')
-    if len(z1)<2: raise ValueError(f'{who} needs at least two images, or there is nothing to tell apart: got {len(z1)}')
+# %% ../nbs/parts/01_losses.ipynb #07264bd2
+def _numbers(low='above', **kwargs):
+    "Are the settings finite, and above 0 (or, with `low='from'`, from 0)? What is a tensor is not looked at."
+    for k,v in kwargs.items():
+        if isinstance(v, Tensor): continue
+        if not (isinstance(v, Real) and math.isfinite(v) and (v>0 if low=='above' else v>=0)):
+            raise ValueError(f"{k} must be a finite number, {'above 0' if low=='above' else '0 or more'}: got {v!r}")
 
+def _shape(o): return tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__
+
+def _check_rows(z, who, what='an (n, dim) tensor'):
+    "Is `z` a tensor of rows, one at least, of real numbers?"
+    if not isinstance(z, Tensor) or z.ndim!=2 or not z.numel() or z.is_complex():
+        kind = ' of complex numbers' if isinstance(z, Tensor) and z.is_complex() else ''
+        raise ValueError(f'{who} needs {what} with one row at least: got {_shape(z)}{kind}')
+
+def _check_same(a, b, who, what='two (n, dim) tensors'):
+    "Are the two tensors of rows of one shape?"
+    if _shape(a)!=_shape(b) or getattr(a, 'ndim', 0)!=2:
+        raise ValueError(f'{who} needs {what} of one shape: got {_shape(a)} and {_shape(b)}')
+    for o in (a,b): _check_rows(o, who)
+
+def _check_pair(z1, z2, who):
+    "Are these two views of the same images, two images at least?"
+    if isinstance(z1, Tensor) and z1.ndim==2 and _shape(z1)==_shape(z2) and len(z1)<2:
+        raise ValueError(f'{who} needs at least two images, or there is nothing to tell apart: got {len(z1)}')
+    _check_same(z1, z2, who)
+
+# %% ../nbs/parts/01_losses.ipynb #34e64dee
+def _full(z): return z.as_subclass(Tensor).float()
+
+def _unit(z):
+    "Rows of length 1 in float32, from rows of any scale; a row of zeros stays one, with a gradient of ordinary size"
+    z = _full(z)
+    top = z.detach().abs().amax(1, keepdim=True)
+    z = z/torch.where(top<1e-35, 1., top)
+    return z/z.norm(dim=1, keepdim=True).clamp_min(1.)
+
+def _dots(a, b):
+    "Dot products of all rows of `a` with all rows of `b`, (n, m), in float32 under autocast too"
+    with torch.autocast(a.device.type, enabled=False): return a@b.T
+
+# %% ../nbs/parts/01_losses.ipynb #25c8d30b
 def nt_xent(
-    z1:Tensor, # First views' embeddings, (n, dim), any scale
+    z1:Tensor, # First views' embeddings, (n, dim), any scale, n ≥ 2
     z2:Tensor, # Second views' embeddings, (n, dim), row i the partner of `z1[i]`
-    temp:float=0.5, # Softmax temperature
-)->Tensor: # Scalar
-    "Normalised temperature-scaled cross-entropy; raises `ValueError` for shapes that differ or n < 2 (SimCLR, arXiv 2002.05709)."
+    temp:float=0.5, # Softmax temperature, above 0
+)->Tensor: # Scalar, float32, 0 or more; log(2n-1) where nothing can be told apart
+    """Normalised temperature-scaled cross-entropy (SimCLR, arXiv 2002.05709). Raises `ValueError` for shapes that
+    differ, n < 2 or temp ≤ 0."""
+    _numbers(temp=temp)
     _check_pair(z1, z2, 'nt_xent')
-    n,z = len(z1),F.normalize(torch.cat([z1,z2]).float(), dim=1)
-    sim = (z@z.T/temp).fill_diagonal_(-torch.inf)
+    n,z = len(z1),_unit(torch.cat([z1,z2]))
+    sim = (_dots(z, z)/temp).fill_diagonal_(-torch.inf)
     return F.cross_entropy(sim, torch.arange(2*n, device=z.device).roll(n))
 
 # %% ../nbs/parts/01_losses.ipynb #009cc91e
 def info_nce(
     q:Tensor, # Queries, (n, dim), any scale
     k:Tensor, # Keys, (n, dim), row i belongs to `q[i]`
-    negatives:Tensor|None=None, # (j, dim), any scale; the other rows of `k` if None
-    temp:float=0.2, # Softmax temperature
-)->Tensor: # Scalar
-    "InfoNCE; raises `ValueError` for shapes that do not fit (CPC, arXiv 1807.03748; MoCo, arXiv 1911.05722)."
+    negatives:Tensor|None=None, # (j, dim), j ≥ 1, any scale; the other rows of `k` if None, and then n ≥ 2
+    temp:float=0.2, # Softmax temperature, above 0
+)->Tensor: # Scalar, float32, 0 or more; the gradient reaches all three, so detach keys that a teacher made
+    "InfoNCE (CPC, arXiv 1807.03748; MoCo, 1911.05722). Raises `ValueError` for shapes that do not fit, and temp ≤ 0."
+    _numbers(temp=temp)
     if negatives is None: _check_pair(q, k, 'info_nce without negatives')
-    elif q.shape!=k.shape or q.ndim!=2: raise ValueError(f'info_nce needs queries and keys of one shape, (n, dim): got {tuple(q.shape)} and {tuple(k.shape)}')
-    q,k = (F.normalize(o.float(), dim=1) for o in (q,k))
-    if negatives is None: return F.cross_entropy(q@k.T/temp, torch.arange(len(q), device=q.device))
-    logits = torch.cat([(q*k).sum(1, keepdim=True), q@F.normalize(negatives.float(), dim=1).T], 1)/temp
+    else: _check_negatives(q, k, negatives)
+    q,k = _unit(q),_unit(k)
+    if negatives is None: return F.cross_entropy(_dots(q, k)/temp, torch.arange(len(q), device=q.device))
+    logits = torch.cat([(q*k).sum(1, keepdim=True), _dots(q, _unit(negatives))], 1)/temp
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+
+def _check_negatives(q, k, negatives):
+    _check_same(q, k, 'info_nce', 'queries and keys, (n, dim),')
+    _check_rows(negatives, 'info_nce', f'negatives (j, {q.shape[1]})')
+    if negatives.shape[1]!=q.shape[1]:
+        raise ValueError(f'info_nce needs negatives as wide as the queries, {q.shape[1]}: got {tuple(negatives.shape)}')
 
 # %% ../nbs/parts/01_losses.ipynb #6e1d161f
 def sup_con(
     z:Tensor, # Embeddings of all views of all images, (n, dim), any scale
-    y:Tensor, # Class of each row, (n,): rows of one class are partners
-    temp:float=0.1, # Softmax temperature
-)->Tensor: # Scalar: mean over the rows that have a partner
-    "Supervised contrastive loss (arXiv 2004.11362, its equation 2); raises `ValueError` if no row has a partner."
-    if z.ndim!=2 or y.shape!=z.shape[:1]: raise ValueError(f'sup_con needs (n, dim) embeddings and n classes: got {tuple(z.shape)} and {tuple(y.shape)}')
-    z = F.normalize(z.float(), dim=1)
+    y:Tensor, # Class of each row, whole numbers, (n,): rows of one number are partners, whatever the number
+    temp:float=0.1, # Softmax temperature, above 0
+)->Tensor: # Scalar, float32, 0 or more: mean over the rows that have a partner
+    """Supervised contrastive loss (arXiv 2004.11362, its equation 2). Raises `ValueError` for shapes or labels that do
+    not fit, temp ≤ 0, or if no row has a partner."""
+    _numbers(temp=temp)
+    y = _check_labels(z, y)
+    z = _unit(z)
     me = torch.eye(len(z), dtype=torch.bool, device=z.device)
     partner = (y[:,None]==y) & ~me
     n = partner.sum(1)
     if not n.any(): raise ValueError('sup_con needs two rows of one class at least: got none')
-    logp = (z@z.T/temp).masked_fill(me, -torch.inf).log_softmax(1).masked_fill(me, 0.)
+    logp = (_dots(z, z)/temp).masked_fill(me, -torch.inf).log_softmax(1).masked_fill(me, 0.)
     return -((logp*partner).sum(1)[n>0]/n[n>0]).mean()
+
+def _check_labels(z, y):
+    "Whole numbers, one a row of `z`; handed back on its device"
+    _check_rows(z, 'sup_con', 'embeddings (n, dim)')
+    if not isinstance(y, Tensor):
+        raise ValueError(f'sup_con needs labels as a tensor: got {type(y).__name__}; pass tensor(y)')
+    if y.shape!=z.shape[:1]:
+        raise ValueError(f'sup_con needs (n, dim) embeddings and n classes: got {tuple(z.shape)} and {tuple(y.shape)}')
+    if y.is_floating_point() or y.is_complex():
+        raise ValueError(f'sup_con needs classes, whole numbers: got {y.dtype}; what is measured has no partners')
+    return y.as_subclass(Tensor).to(z.device)
 
 # %% ../nbs/parts/01_losses.ipynb #3224777d
 def neg_cosine(
     p:Tensor, # Predictions, (n, dim), any scale
     z:Tensor, # Targets, (n, dim), any scale; no gradient reaches them
-)->Tensor: # Scalar, -1 (same directions) to 1
-    "Negative mean cosine similarity, with the gradient stopped at the targets (SimSiam, arXiv 2011.10566)."
-    return -F.cosine_similarity(p.float(), z.detach().float(), dim=1).mean()
+)->Tensor: # Scalar, float32, -1 (same directions) to 1
+    """Negative mean cosine similarity, with the gradient stopped at the targets (SimSiam, arXiv 2011.10566). Raises
+    `ValueError` for shapes that differ."""
+    _check_same(p, z, 'neg_cosine')
+    return -(_unit(p)*_unit(z.detach())).sum(1).mean()
 
 # %% ../nbs/parts/01_losses.ipynb #6ba413c9
 def _off_diagonal_sq(m): return m.pow(2).fill_diagonal_(0.).sum()
 
+def _standard(z, eps):
+    "Columns of mean 0 and variance 1, those that do not vary 0; what would overflow when squared is scaled down first"
+    z = _full(z)
+    z = z-z.mean(0)
+    top = z.detach().abs().amax(0).clamp_min(1.)
+    z = z/top
+    return z*(z.pow(2).mean(0)+eps/top/top).clamp_min(1e-30).rsqrt()
+
 def barlow(
-    z1:Tensor, # First views' embeddings, (n, dim)
+    z1:Tensor, # First views' embeddings, (n, dim), n ≥ 2
     z2:Tensor, # Second views', (n, dim)
-    lambd:float=5e-3, # Weight of the redundancy
-    eps:float=1e-5, # Added to the variances, as batch norm does
-)->Tensor: # Scalar
-    "Cross-correlation against the identity; raises `ValueError` for shapes that differ or n < 2 (Barlow Twins, arXiv 2103.03230)."
+    lambd:float=5e-3, # Weight of the redundancy, 0 or more
+    eps:float=1e-5, # Added to the variances, as batch norm does; 0 or more
+)->Tensor: # Scalar, float32, 0 or more; a sum over the dimensions, so that it grows with `dim`
+    """Cross-correlation against the identity (Barlow Twins, arXiv 2103.03230). Raises `ValueError` for shapes that
+    differ, n < 2, or settings below 0."""
+    _numbers('from', lambd=lambd, eps=eps)
     _check_pair(z1, z2, 'barlow')
-    a,b = ((o.float()-o.float().mean(0))*(o.float().var(0, correction=0)+eps).rsqrt() for o in (z1,z2))
-    c = a.T@b/len(a)
+    c = _dots(_standard(z1, eps).T, _standard(z2, eps).T)/len(z1)
     return (1-c.diagonal()).pow(2).sum() + lambd*_off_diagonal_sq(c)
 
+# %% ../nbs/parts/01_losses.ipynb #65dde849
 def vicreg(
-    z1:Tensor, # First views' embeddings, (n, dim)
+    z1:Tensor, # First views' embeddings, (n, dim), n ≥ 2; their scale counts
     z2:Tensor, # Second views', (n, dim)
-    inv:float=25., # Weight of the invariance
-    var:float=25., # Weight of the variance
-    cov:float=1., # Weight of the covariance
-    eps:float=1e-4, # Added to the variance under the root
-)->Tensor: # Scalar
-    "Variance, invariance, covariance; raises `ValueError` for shapes that differ or n < 2 (VICReg, arXiv 2105.04906)."
+    inv:float=25., # Weight of the invariance, 0 or more
+    var:float=25., # Weight of the variance, 0 or more
+    cov:float=1., # Weight of the covariance, 0 or more
+    eps:float=1e-4, # Added to the variance under the root, above 0: at 0 the root has no finite slope
+)->Tensor: # Scalar, float32, 0 or more
+    """Variance, invariance, covariance (VICReg, arXiv 2105.04906). Raises `ValueError` for shapes that differ, n < 2,
+    weights below 0 or eps ≤ 0."""
+    _numbers('from', inv=inv, var=var, cov=cov)
+    _numbers(eps=eps)
     _check_pair(z1, z2, 'vicreg')
-    z1,z2 = z1.float(),z2.float()
+    z1,z2 = _full(z1),_full(z2)
     v = c = 0.
     for z in (z1,z2):
         v = v + F.relu(1-(z.var(0)+eps).sqrt()).mean()/2
         z = z-z.mean(0)
-        c = c + _off_diagonal_sq(z.T@z/(len(z)-1))/z.shape[1]
+        c = c + _off_diagonal_sq(_dots(z.T, z.T)/(len(z)-1))/z.shape[1]
     return inv*F.mse_loss(z1, z2) + var*v + cov*c
 
 # %% ../nbs/parts/01_losses.ipynb #d1ace6cd
 @torch.no_grad()
 def sinkhorn(
     sim:Tensor, # Similarities, (n, prototypes)
-    eps:float=.05, # Temperature: the lower, the harder the assignments
-    iters:int=3, # Rounds of balancing
-)->Tensor: # Assignments, (n, prototypes); rows sum to 1
-    "Balanced assignments by Sinkhorn and Knopp's iteration (SwAV, arXiv 2006.09882)."
-    logits = sim.detach().float()/eps
+    eps:float=.05, # Temperature, above 0: the lower, the harder the assignments
+    iters:int=3, # Rounds of balancing, 1 or more
+)->Tensor: # Assignments, (n, prototypes), float32, no gradient; rows sum to 1, columns to about n/prototypes
+    """Balanced assignments by Sinkhorn and Knopp's iteration (SwAV, arXiv 2006.09882). Raises `ValueError` for a shape
+    that does not fit, eps ≤ 0 or iters < 1."""
+    _numbers(eps=eps)
+    if not isinstance(iters, Integral) or iters<1:
+        raise ValueError(f'iters must be a whole number, 1 or more: got {iters!r}')
+    _check_rows(sim, 'sinkhorn', 'similarities (n, prototypes)')
+    logits = _full(sim.detach())/eps
     for _ in range(iters): logits = (logits-logits.logsumexp(0, keepdim=True)).log_softmax(1)
     return logits.exp()
 
+# %% ../nbs/parts/01_losses.ipynb #9e5c13bc
 def swapped_ce(
     sim:Tensor, # One view's similarities to the prototypes, (n, prototypes)
-    assign:Tensor, # Another view's assignments, (n, prototypes)
-    temp:float=.1, # Softmax temperature of the prediction
-)->Tensor: # Scalar
-    "Cross-entropy of a prediction with an assignment (SwAV, arXiv 2006.09882)."
-    return -(assign*(sim.float()/temp).log_softmax(1)).sum(1).mean()
+    assign:Tensor, # Another view's assignments, (n, prototypes), rows summing to 1
+    temp:float=.1, # Softmax temperature of the prediction, above 0
+)->Tensor: # Scalar, float32, 0 or more
+    """Cross-entropy of a prediction with an assignment (SwAV, arXiv 2006.09882). Raises `ValueError` for shapes that
+    differ or temp ≤ 0."""
+    _numbers(temp=temp)
+    _check_same(sim, assign, 'swapped_ce', 'similarities and assignments, (n, prototypes),')
+    return -(_full(assign)*(_full(sim)/temp).log_softmax(1)).sum(1).mean()

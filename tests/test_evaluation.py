@@ -4,6 +4,8 @@ from fastai.vision.all import *
 from fastai_contrastive.evaluation.features import *
 from fastai_contrastive.evaluation.knn import *
 from fastai_contrastive.evaluation.linear import *
+from fastai_contrastive.evaluation import linear
+from fastai_contrastive.encoder import *
 
 for o in [o for o in globals() if o.startswith('test')]: del globals()[o]   # fastcore's `test_eq` and the like are no tests for pytest to collect
 
@@ -359,10 +361,376 @@ def test_probe_warns_if_not_converged():
     ((torch.full((4,2),float('nan')),torch.arange(4),torch.ones(4,2),torch.arange(4)), 'training features hold infinite or nan'),
     ((torch.ones(4,2),torch.arange(4),torch.full((4,2),float('inf')),torch.arange(4)), 'validation features hold'),
     ((torch.ones(4,2),torch.arange(3),torch.ones(4,2),torch.arange(4)), 'training set has 4 features and 3 labels'),
-    ((torch.ones(4,2),torch.arange(4),torch.ones(0,2),torch.zeros(0).long()), 'validation set has 0 features'),
-    ((torch.rand(4,2),tensor([0,0,0,1]),torch.rand(4,2),tensor([0,0,0,1])), 'smallest has 1; pass C')])
+    ((torch.ones(4,2),torch.arange(4),torch.ones(0,2),torch.zeros(0).long()), 'validation set has 0 features')])
 def test_bad_input_probe(fs, msg):
     with pytest.raises(ValueError, match=msg): linear_probe(fs)
 
 def test_dls_are_asked_for():
     with pytest.raises(ValueError, match='pass dls'): linear_probe(make_enc())
+
+# Two normalisations
+
+half,imagenet = ([.5]*3,[.5]*3),imagenet_stats
+
+def normed_dls(train=imagenet, valid=None, n=40, **kwargs):
+    "`make_dls` with these statistics, None for no `Normalize`, in the training loader, and (if others) in the validation loader"
+    dls = make_dls(n=n, **kwargs)
+    for dl,norm in zip(dls.loaders, (train, train if valid is None else valid)):
+        fs = [IntToFloatTensor(), Flip()] + ([Normalize.from_stats(*norm, cuda=False)] if norm else [])
+        dl.after_batch = Pipeline(fs, split_idx=dl.split_idx)
+    return dls
+
+def enc_with(stats):
+    enc = Encoder(make_enc())
+    if stats!='unknown': enc.stats = stats and dict(zip(('mean','std'), stats))
+    return enc
+
+def said(f, what='normalised in two ways'):
+    "The warnings about `what` that `f()` gives"
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        f()
+    return [str(o.message) for o in w if what in str(o.message)]
+
+scores = dict(knn_accuracy=lambda e,d: knn_accuracy(e, d, k=3, pbar=False), linear_probe=lambda e,d: linear_probe(e, d, C=.1, pbar=False),
+    split_features=lambda e,d: split_features(e, d, pbar=False), extract_features=lambda e,d: extract_features(e, d.valid, pbar=False),
+    classes=lambda e,d: knn_accuracy(e, d, k=3, classes=['a','b'], pbar=False))
+
+@pytest.mark.parametrize('score', scores)
+@pytest.mark.parametrize('enc,norm,n', [(half,imagenet,1), (half,None,1), (half,half,0), (imagenet,imagenet,0), (([0.],[1.]),None,0), (([0.],[1.]),half,1),
+    (None,half,0), ('unknown',half,0), ('unknown',None,0)])
+def test_encoder_meets_other_images(score, enc, norm, n):
+    "Said once a call, where both are known; no `Normalize` is a statement, too"
+    assert len(said(lambda: scores[score](enc_with(enc), normed_dls(norm))))==n
+
+@pytest.mark.parametrize('score', scores)
+@pytest.mark.parametrize('own,norm,n', [(half,imagenet,1), (None,imagenet,1), (half,None,1), (half,half,0), (None,None,0)])
+def test_learner_meets_other_images(score, own, norm, n):
+    "The learner's training images count, not what a file once said"
+    learn = Learner(normed_dls(own), nn.Sequential(enc_with(([.1],[.1])), nn.Linear(12,4)), loss_func=noop)
+    ws = said(lambda: scores[score](learn, normed_dls(norm)))
+    assert len(ws)==n and all("the learner's own" in o for o in ws)
+
+def test_encoder_inside_a_module_or_unknown_loaders():
+    inner = nn.Sequential(enc_with(half), nn.Linear(12,6))
+    for m in (inner, nn.DataParallel(inner, device_ids=[])): assert len(said(lambda: split_features(m, normed_dls(), pbar=False)))==1
+    ds = torch.utils.data.TensorDataset(torch.rand(20,3,8,8), torch.arange(20)%4)
+    dls = DataLoaders(*[torch.utils.data.DataLoader(ds, 4) for _ in range(2)])
+    assert not said(lambda: split_features(inner, dls, pbar=False)) and not said(lambda: extract_features(inner, [next(iter(dls[0]))], pbar=False))
+    learn = Learner(dls, nn.Sequential(enc_with(half), nn.Linear(12,4)), loss_func=noop)
+    assert len(said(lambda: split_features(learn, normed_dls(), pbar=False)))==1, 'the loaders say nothing, the encoder does'
+
+@pytest.mark.parametrize('train,valid,enc,n', [(half,imagenet,'unknown',1), (half,imagenet,imagenet,1), (half,imagenet,half,1), (half,[],imagenet,1), (half,half,half,0)])
+def test_two_loaders_that_disagree(train, valid, enc, n):
+    ws = said(lambda: split_features(enc_with(enc), normed_dls(train, valid), pbar=False))
+    assert len(ws)==n
+
+@pytest.mark.parametrize('own,norm,n', [(imagenet,imagenet,0), (half,imagenet,1), (None,imagenet,1), (imagenet,None,1)])
+def test_monitor_meets_other_images(own, norm, n):
+    "Said at every fit, once, and not every epoch"
+    learn = make_learn(KNNMonitor(normed_dls(norm), k=3), dls=normed_dls(own))
+    assert len(said(lambda: quiet(learn, 3, 1e-2)))==n
+    assert len(said(lambda: quiet(learn, 1, 1e-2)))==n and not said(lambda: learn.validate())
+
+def test_saved_encoder_meets_other_images(tmp_path):
+    learn = Learner(normed_dls(half), nn.Sequential(create_encoder(xresnet18, widen=.25), nn.Linear(128,4)), loss_func=CrossEntropyLossFlat())
+    enc = load_encoder(save_encoder(learn, tmp_path/'e'))
+    assert [len(said(lambda: knn_accuracy(enc, normed_dls(o), k=3, pbar=False))) for o in (half,imagenet,None)]==[0,1,1]
+
+# Several processes
+
+def test_loaders_that_share_images_among_processes():
+    "Every process sees every image, and no false alarm"
+    from fastai.distributed import DistributedDL
+    dls = make_dls(n=40)
+    want = split_features(enc := make_enc(), dls, pbar=False)
+    dls.loaders = [DistributedDL(dl, 0, 2) for dl in dls.loaders]
+    got = split_features(enc, dls, pbar=False)
+    assert all(torch.equal(a, b) for a,b in zip(want, got))
+    learn = Learner(dls, nn.Sequential(enc, nn.Linear(12,4)), loss_func=noop)
+    assert not said(lambda: split_features(learn, make_dls(n=40), pbar=False))
+
+# Labels that are no classes, found before an image is read
+
+class Never:
+    "Opens images until it is told to stop"
+    stopped = False
+    def __call__(self, i):
+        assert not self.stopped, 'an image was read'
+        return _image(i)
+
+def labelled(*ys, tfm=None, n=20):
+    "Both sets, with these label pipelines; reading an image is an error if there is no `tfm`"
+    never = Never()
+    dsets = Datasets(list(range(n)), [[tfm or never], *ys], splits=(list(range(8,n)),list(range(8))), n_inp=1)
+    dls = dsets.dataloaders(bs=4, num_workers=0, device='cpu', after_item=[ToTensor()], after_batch=[IntToFloatTensor()])
+    never.stopped = True
+    return dls
+
+names = lambda i: 'abcd'[i%4]
+no_classes = dict(
+    several=([lambda i: ['a','bc'[i%2]], MultiCategorize(['a','b','c']), OneHotEncode(3)],), regression=([lambda i: i/3, RegressionSetup()],),
+    box=([lambda i: tensor([[0.,0,1,1]])],), mask=([lambda i: PILMask.create(np.zeros((4,4), dtype=np.uint8))],), text=([names],),
+    two=([names, Categorize()],[lambda i: i%2]), none=())
+
+@pytest.mark.parametrize('what', no_classes)
+@pytest.mark.parametrize('f', [*scores, 'KNNMonitor'])
+def test_labels_that_are_no_classes(what, f):
+    if f=='extract_features': return
+    dls = labelled(*no_classes[what])
+    f = (lambda e,d: KNNMonitor(d, k=3)) if f=='KNNMonitor' else scores[f] if f!='classes' else lambda e,d: split_features(e, d, classes=[0,1], pbar=False)
+    with pytest.raises(ValueError, match='no classes|no labels|2 labels'): f(make_enc(), dls)
+
+def test_monitor_of_several_labels_by_fastais_block(tmp_path):
+    for i in range(8): _image(i).save(tmp_path/f'{i}.png')
+    for block,get_y in ((MultiCategoryBlock, lambda o: ['a', 'bc'[len(o.stem)%2]]), (RegressionBlock, lambda o: float(o.stem)), (MaskBlock, lambda o: o)):
+        dls = DataBlock((ImageBlock,block), get_items=get_image_files, get_y=get_y, splitter=RandomSplitter(.5)).dataloaders(tmp_path, bs=2, num_workers=0)
+        with pytest.raises(ValueError, match='no classes'): KNNMonitor(dls, k=2)
+
+@pytest.mark.parametrize('y', [np.int64, torch.tensor, bool, np.uint8, lambda i: TensorCategory(i)])
+def test_whole_numbers_of_any_kind(y):
+    fs = split_features(make_enc(), labelled([lambda i: y(i%2)], tfm=_image), pbar=False)
+    assert fs.y.tolist()==[i%2 for i in range(8,20)] and fs.y.dtype==torch.long
+
+@pytest.mark.parametrize('f', ['knn_accuracy','linear_probe','split_features','KNNMonitor'])
+def test_missing_labels(f):
+    "-1, or fastai's `#na#`, is no class"
+    f = (lambda e,d: KNNMonitor(d, k=3)) if f=='KNNMonitor' else scores[f]
+    with pytest.raises(ValueError, match='have no label .below 0'): f(make_enc(), labelled([lambda i: i%4-1], tfm=_image))
+    dls = labelled([lambda i: 'unknown' if i%3==0 else names(i), Categorize('abcd', add_na=True)], tfm=_image)
+    with pytest.raises(ValueError, match='have no label .#na#'): f(make_enc(), dls)
+    assert set(split_features(make_enc(), dls, classes=[1,2], pbar=False).y.tolist())=={1,2}
+    x,y = torch.randn(8,4),torch.arange(8)%4-1
+    assert set(split_features((x,y,x,y), classes=[0,1]).y.tolist())=={0,1}
+
+def test_classes_that_training_has_not():
+    "Said once, where features are made; they count as wrong"
+    dls = labelled([lambda i: 'abcdez'[5 if i<2 else i%4], Categorize('abcdez')], tfm=_image)
+    what = 'that no training image has'
+    ws = said(lambda: knn_accuracy(make_enc(), dls, k=3, pbar=False), what)
+    assert len(ws)==1 and '2 of 8' in ws[0]
+    assert len(said(lambda: linear_probe(make_enc(), dls, C=.1, pbar=False), what))==1
+    fs = split_features(make_enc(), dls, pbar=False)
+    assert not said(lambda: [knn_accuracy(fs, k=3), linear_probe(fs)], what) and not said(lambda: split_features(make_enc(), dls, classes=[0,1], pbar=False), what)
+    assert len(said(lambda: KNNMonitor(dls, k=3), what))==1
+    learn = make_learn(KNNMonitor(dls, k=3), dls=make_dls())
+    assert not said(lambda: quiet(learn, 2, 1e-2), what)
+
+@pytest.mark.parametrize('f', ['knn_accuracy','linear_probe','KNNMonitor'])
+def test_one_class(f):
+    f = (lambda e,d: KNNMonitor(d, k=3)) if f=='KNNMonitor' else scores[f]
+    with pytest.raises(ValueError, match='needs two classes'): f(make_enc(), labelled([lambda i: 0], tfm=_image))
+
+@pytest.mark.parametrize('f', ['knn_accuracy','KNNMonitor'])
+def test_k_is_looked_at_before_an_image_is_read(f):
+    dls = labelled([names, Categorize()])
+    f = partial(KNNMonitor, dls) if f=='KNNMonitor' else partial(knn_accuracy, make_enc(), dls, pbar=False)
+    with pytest.raises(ValueError, match='got 20 with 12; k=12 would do'): f()
+    for k in (0, -1, 2.5, 13): 
+        with pytest.raises(ValueError, match='k must be a whole number'): f(k=k)
+    for temp in (0, -1, float('nan'), 'a'):
+        with pytest.raises(ValueError, match='temp must be > 0'): f(k=3, temp=temp)
+
+def test_k_where_both_sets_are_one():
+    "Each image is left out of its own neighbours: found when the monitor is made"
+    ds = [(x,i%2) for i,x in enumerate(torch.rand(10,3,8,8))]
+    dls = DataLoaders(DataLoader(ds, bs=4), DataLoader(ds, bs=4))
+    assert KNNMonitor(dls, k=9).both
+    with pytest.raises(ValueError, match='got 10 with 9'): KNNMonitor(dls, k=10)
+
+def test_images_in_both_sets(tmp_path):
+    "Each finds itself: the score would be too good"
+    for i in range(12): _image(i).save(tmp_path/f'{i}.png')
+    def _dls(valid): return DataBlock((ImageBlock,CategoryBlock('abcd')), get_items=get_image_files, get_y=lambda o: names(int(o.stem)), item_tfms=Resize(16),
+        splitter=lambda o: (list(range(12)) if valid else list(range(8)), list(range(8,12)))).dataloaders(tmp_path, bs=4, num_workers=0)
+    what = 'find themselves'
+    for f in (lambda d: knn_accuracy(make_enc(), d, k=3, pbar=False), lambda d: linear_probe(make_enc(), d, C=1., pbar=False)):
+        assert '4 of 4' in said(lambda: f(_dls(True)), what)[0] and not said(lambda: f(_dls(False)), what)
+    assert len(said(lambda: KNNMonitor(_dls(True), k=3), what))==1 and not said(lambda: KNNMonitor(_dls(False), k=3), what)
+
+@pytest.mark.parametrize('dls', [lambda: make_dls().valid, lambda: 'photos', lambda: None, lambda: [1,2]])
+def test_what_is_no_dls(dls):
+    for f in scores.values():
+        if f is not scores['extract_features']:
+            with pytest.raises((TypeError,ValueError), match='must be DataLoaders|pass dls'): f(make_enc(), dls())
+    with pytest.raises(TypeError, match='must be DataLoaders'): KNNMonitor(dls())
+
+@pytest.mark.parametrize('enc', ['e.safetensors', Path('e'), lambda x: x, None, 3])
+def test_what_is_no_encoder(enc):
+    for f in scores.values():
+        with pytest.raises(TypeError, match='the encoder must be a module.*pass'): f(enc, make_dls())
+
+def test_names_without_a_vocabulary():
+    dls = labelled([lambda i: i%4], tfm=_image)
+    with pytest.raises(ValueError, match='no vocab'): split_features(make_enc(), dls, classes='cat', pbar=False)
+    with pytest.raises(ValueError, match='Did you mean'): split_features(make_enc(), make_dls(), classes='aa', pbar=False)
+
+# Batches, precision, loaders
+
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16, torch.double])
+def test_encoder_in_another_precision(dtype):
+    enc,dls = make_enc(),make_dls()
+    want = extract_features(enc, dls.valid, pbar=False)[0]
+    got = extract_features(enc.to(dtype), dls.valid, pbar=False)[0]
+    assert got.dtype==torch.float32 and torch.allclose(got, want, atol=.05) and next(enc.parameters()).dtype==dtype
+
+def test_encoder_that_is_moved():
+    enc = make_enc()
+    want = extract_features(enc, make_dls().valid, pbar=False)[0]
+    assert torch.equal(extract_features(enc, make_dls().valid, device='cpu', pbar=False)[0], want)
+    with pytest.raises(Exception): extract_features(enc, make_dls().valid, device='meta', pbar=False)
+
+class Two(nn.Module):
+    def forward(self, a, b): return torch.cat([a.mean((2,3)),b.mean((2,3))], 1)
+
+def test_several_inputs():
+    x,y = torch.rand(12,3,8,8),torch.arange(12)%3
+    for dl in (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x*2, y), 4), DataLoader(list(zip(x, x*2, y)), bs=4)):
+        f,l = extract_features(Two(), dl, pbar=False)
+        assert torch.allclose(f, torch.cat([x.mean((2,3)),2*x.mean((2,3))], 1)) and torch.equal(l, y)
+    dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y, torch.arange(12)), 4)
+    with pytest.raises(ValueError, match='set n_inp'): extract_features(make_enc(), dl, pbar=False)
+    with pytest.raises(ValueError, match='a batch holds 2 labels'):
+        dl.n_inp = 1
+        extract_features(make_enc(), [*dl] and Batches(dl), pbar=False)
+    with pytest.raises(ValueError, match='must be a tensor'): extract_features(make_enc(), [dict(x=x)], pbar=False)
+    with pytest.raises(ValueError, match='must be a tensor'): extract_features(make_enc(), [([x,x],y)], pbar=False)
+
+class Batches(list): n_inp = 1
+
+class Counts(torch.utils.data.IterableDataset):
+    def __iter__(self): return iter([(torch.full((2,), float(i)), i%3) for i in range(9)])
+
+def test_pytorchs_loaders():
+    "Shuffled by a sampler of batches, or streaming"
+    ds = torch.utils.data.TensorDataset(torch.arange(10.)[:,None], torch.arange(10))
+    sampler = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(ds), 4, drop_last=True)
+    x,y = extract_features(nn.Identity(), torch.utils.data.DataLoader(ds, batch_sampler=sampler), pbar=False)
+    assert y.tolist()==list(range(10)) and x[:,0].tolist()==list(range(10))
+    for dl in (torch.utils.data.DataLoader(Counts(), 4), DataLoader(Counts(), bs=4)):
+        x,y = extract_features(nn.Identity(), dl, pbar=False)
+        assert y.tolist()==[i%3 for i in range(9)]
+    dls = DataLoaders(torch.utils.data.DataLoader(Counts(), 4), torch.utils.data.DataLoader(ds, 4))
+    assert len(split_features(nn.Sequential(nn.Flatten(), Lambda(lambda x: x[:,:1])), dls, pbar=False).y)==9
+    with pytest.raises(TypeError, match='cannot choose'): split_features(nn.Identity(), dls, classes=[0,1], pbar=False)
+
+@pytest.mark.parametrize('fs,msg', [
+    ((torch.rand(4,2),torch.arange(4),torch.rand(4,3),torch.arange(4)), 'one width: got 2 in training and 3'),
+    ((torch.rand(4),torch.arange(4),torch.rand(4),torch.arange(4)), 'needed features'),
+    ((torch.rand(4,2),torch.rand(4),torch.rand(4,2),torch.rand(4)), 'needed features'),
+    ((torch.rand(4,2),torch.arange(4)), 'got 2')])
+def test_bad_features(fs, msg):
+    for f in (split_features, linear_probe, partial(knn_accuracy, k=2)):
+        with pytest.raises(ValueError, match=msg): f(fs)
+
+def test_features_as_arrays_with_gradient_or_in_half_precision():
+    (x,y),(vx,vy) = blobs(),blobs(60, seed=1)
+    want = knn_accuracy((x,y,vx,vy), k=3),linear_probe((x,y,vx,vy), C=.1)
+    for fs in ((x.numpy(),y.numpy(),vx.numpy(),vy.numpy()), (x.requires_grad_(),y.int(),vx,vy)):
+        assert (knn_accuracy(fs, k=3),linear_probe(fs, C=.1))==want
+    assert linear_probe((x.bfloat16(),y,vx.bfloat16(),vy), C=.1).acc==pytest.approx(want[1].acc, abs=.1)
+    x = x.detach().numpy()
+    assert knn_accuracy((x,y,x,y), k=1)<.9, 'one array as both sets: each row is left out of its own neighbours'
+
+def test_huge_features_have_directions():
+    (x,y),(vx,_) = blobs(),blobs(60, seed=1)
+    assert torch.equal(knn_predict(x*1e25, y, vx*1e25, k=3), knn_predict(x, y, vx, k=3))
+
+@pytest.mark.parametrize('kw,msg', [(dict(train_labels=torch.rand(30)), 'class indices'), (dict(train_labels=torch.arange(30)-1), 'class indices'),
+    (dict(n_classes=3), 'there is a label 29'), (dict(feats=torch.ones(7,3)), 'two widths'), (dict(feats=torch.ones(4)), r'must be \(n, nf\)')])
+def test_bad_votes(kw, msg):
+    with pytest.raises(ValueError, match=msg): knn_predict(**dict(dict(train_feats=torch.ones(30,4), train_labels=torch.arange(30), feats=torch.ones(5,4), k=3), **kw))
+
+# Few images of a class
+
+@pytest.mark.parametrize('counts,n_splits', [((9,9,9),3), ((9,9,2),2), ((9,9,1),3), ((2,2,1),2), ((5,1,1),3), ((3,2,1,1),2)])
+def test_probe_with_few_images_of_a_class(counts, n_splits):
+    y = torch.cat([torch.full((n,), i) for i,n in enumerate(counts)])
+    x = F.one_hot(y).float()+.3*torch.randn(len(y), len(counts))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        p = linear_probe((x,y,x.clone(),y.clone()))
+    assert p.C in (1e-4,1e-3,1e-2,1e-1,1) and p.n_train==len(y) and p.acc>.3
+    splits = linear._splits(y.numpy(), 3, 0)
+    single = [i for i,c in enumerate(y.tolist()) if counts[c]==1]
+    assert len(splits)==n_splits
+    for i,j in splits:
+        assert set(i)|set(j)==set(range(len(y))) and not set(i)&set(j), 'each image once'
+        assert set(single)<=set(i) and set(y[i].tolist())==set(range(len(counts))), 'every class is learned from'
+    assert sorted(np.concatenate([j for _,j in splits]).tolist())==[o for o in range(len(y)) if o not in single], 'and asked about, if it can be'
+
+def test_probe_with_one_image_of_every_class():
+    x,y = torch.eye(4),torch.arange(4)
+    with pytest.warns(UserWarning, match='C=0.01 is taken'): assert linear_probe((x,y,x,y))==Probe(1., 4, 4, .01)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert linear_probe((x,y,x,y), C=.01).C==.01
+
+def test_neighbours_and_probe_of_a_class_of_two_images():
+    "What `contrastive-eval` meets: neither score costs the other"
+    dls = labelled([lambda i: 'z' if i in (8,9) else names(i), Categorize('abcdz')], tfm=_image)
+    fs = split_features(make_enc(), dls, pbar=False)
+    assert 0<=knn_accuracy(fs, k=3)<=1 and 0<=linear_probe(fs).acc<=1
+
+@pytest.mark.parametrize('C', [0, -1, float('nan'), 'a'])
+def test_bad_C(C):
+    with pytest.raises(ValueError, match='C must be a finite number, above 0'): linear_probe((torch.rand(4,2),torch.arange(4),torch.rand(4,2),torch.arange(4)), C=C)
+
+def test_folds():
+    with pytest.raises(ValueError, match='folds must be 2 or more'): choose_C(np.random.rand(8,2), np.arange(8)%2, folds=1)
+    with pytest.raises(ValueError, match='needs two classes'): choose_C(np.random.rand(8,2), np.zeros(8))
+
+# What the monitor finds before the fit, and who reads its column
+
+def test_monitor_tries_one_image_before_the_fit():
+    "Other channels, features of the wrong shape: found before a step is made"
+    class Steps(Callback):
+        n = 0
+        def before_batch(self): Steps.n += 1
+    grey = nn.Sequential(nn.Conv2d(1,8,3), nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(8,4)))
+    for model,err in ((grey,RuntimeError), (nn.Sequential(nn.Flatten(0), nn.Linear(768,4)),ValueError)):
+        learn = Learner(make_dls(), model, CrossEntropyLossFlat(), cbs=[KNNMonitor(make_dls(n=40), k=3), Steps()])
+        with pytest.raises(err): quiet(learn, 1)
+    assert Steps.n==0
+
+def test_monitor_is_for_one_learner():
+    cb = KNNMonitor(make_dls(n=40), k=3)
+    learn = make_learn(cb)
+    with pytest.raises(ValueError, match='belongs to another Learner'): make_learn(cb)
+    quiet(learn, 1, 1e-2)
+    assert len(learn.recorder.values[0])==4
+    learn.remove_cb(cb)
+    other = make_learn(cb)
+    quiet(other, 1, 1e-2)
+    assert len(other.recorder.values[0])==4
+
+@pytest.mark.parametrize('every', [1,2])
+def test_monitor_and_fastais_trackers(tmp_path, every, capsys):
+    "A column of numbers, never None; higher is better"
+    vals = iter([.2,.9,.4,.3])
+    class Fake(KNNMonitor):
+        def _acc(self): return next(vals)
+    learn = make_learn(Fake(make_dls(n=40), k=3, every=every), path=tmp_path)
+    seen = []
+    cbs = [SaveModelCallback(monitor='knn_acc'), CSVLogger(), ShowGraphCallback(), ReduceLROnPlateau(monitor='knn_acc', patience=9)]
+    learn.fit(4, 1e-2, cbs=[*cbs, Callback(after_epoch=lambda self: seen.append(self.recorder.log[-2]))])
+    want = dict(zip((1,2), ([.2,.9,.4,.3],[math.nan,.2,math.nan,.9])))[every]
+    assert [v[-1] for v in learn.recorder.values]==pytest.approx(want, nan_ok=True) and all(type(v[-1]) is float for v in learn.recorder.values)
+    assert pd.read_csv(tmp_path/'history.csv').knn_acc.tolist()==pytest.approx(want, nan_ok=True)
+    found = [l for l in capsys.readouterr().out.splitlines() if 'Better model' in l]
+    assert [float(l.split('value: ')[1][:-1]) for l in found]==[.2,.9]
+
+def test_monitor_and_early_stopping():
+    vals = iter([.2,.9,.4,.3,.2])
+    class Fake(KNNMonitor):
+        def _acc(self): return next(vals)
+    learn = make_learn(Fake(make_dls(n=40), k=3))
+    quiet(learn, 5, 1e-2, cbs=EarlyStoppingCallback(monitor='knn_acc', patience=2))
+    assert len(learn.recorder.values)==4
+
+def test_monitor_beside_training_metrics():
+    learn = make_learn(KNNMonitor(make_dls(n=40), k=3))
+    learn.recorder.train_metrics = True
+    quiet(learn, 1, 1e-2)
+    rec = learn.recorder
+    assert len(rec.values[0])==len(rec.metric_names)-2 and 0<=dict(zip(rec.metric_names[1:], rec.values[0]))['knn_acc']<=1
