@@ -17,6 +17,7 @@ def _figure(nrows, ncols, size, dpi=72):
     plt.close(fig)
     return fig,axs
 
+# %% ../nbs/runs/00_plots.ipynb #ffca270b
 @no_random(reproducible=False)
 def _pictures(dl, idxs):
     "Decoded images of `dl` at `idxs`, and their labels if there are any"
@@ -31,12 +32,14 @@ def _is_one_set(dls):
     tr,va = (list(getattr(ds, 'items', [])) for ds in (dls.train_ds,dls.valid_ds))
     return bool(va) and all(isinstance(o, (str,Path)) for o in tr+va) and set(va)<=set(tr)
 
-def _name(dls, y): return '' if y is None else str(dls.vocab[int(y)]) if hasattr(dls, 'vocab') else str(int(y))
+def _name(dls, y):
+    "A label's name; '' without one"
+    return '' if y is None else str(dls.vocab[int(y)]) if hasattr(dls, 'vocab') else str(int(y))
 
 # %% ../nbs/runs/00_plots.ipynb #ce17dd36
 def show_neighbours(
-    encoder, # `Encoder`, module or `Learner`
-    dls:DataLoaders, # Neighbours come from its training set, queries from its validation set, or the training set if that is all there is
+    encoder:nn.Module|Learner, # `Encoder`, module or `Learner`
+    dls:DataLoaders, # Neighbours come from the training set, queries from the validation set, or the former if that is all
     n:int=5, # Queries, drawn at random
     k:int=5, # Neighbours of each
     seed:int=0, # Of the draw
@@ -58,31 +61,38 @@ def show_neighbours(
         for j,ax in enumerate(row[1:]):
             show_image(tx[i*k+j], ctx=ax)
             y = ty[i*k+j]
-            ax.set_title(f'{_name(dls, y)} {sim[i,j]:.2f}'.strip(), fontsize=7, color='k' if y is None else 'g' if y==qy[i] else 'r')
+            color = 'k' if y is None else 'g' if y==qy[i] else 'r'
+            ax.set_title(f'{_name(dls, y)} {sim[i,j]:.2f}'.strip(), fontsize=7, color=color)
     fig.tight_layout(pad=.3)
     return fig
 
 # %% ../nbs/runs/00_plots.ipynb #ba76ab7c
 def plot_similarity(
     z1:Tensor, # First views' embeddings, (n, dim), any scale
-    z2:Tensor=None, # Second views', in the same order; `z1` if None
+    z2:Tensor|None=None, # Second views', in the same order; `z1` if None
 )->plt.Figure:
     "Cosine similarities of all pairs; raises `ValueError` if there are not as many of one as of the other."
     z2 = z1 if z2 is None else z2
-    if z1.shape!=z2.shape or z1.ndim!=2: raise ValueError(f'z1 and z2 must both be (n, dim): got {tuple(z1.shape)} and {tuple(z2.shape)}')
+    if z1.shape!=z2.shape or z1.ndim!=2:
+        raise ValueError(f'z1 and z2 must both be (n, dim): got {tuple(z1.shape)} and {tuple(z2.shape)}')
     sim = (F.normalize(z1.detach().float())@F.normalize(z2.detach().float()).T).cpu()
     off = sim[~torch.eye(len(sim), dtype=bool)]
     fig,((ax,),) = _figure(1, 1, (3.5,3))
     fig.colorbar(ax.imshow(sim, vmin=-1, vmax=1, cmap='coolwarm'), ax=ax)
-    ax.set(xlabel='view 2', ylabel='view 1', title=f'same image {sim.diag().mean():.2f}'+(f', others {off.mean():.2f}' if len(off) else ''))
+    title = f'same image {sim.diag().mean():.2f}'+(f', others {off.mean():.2f}' if len(off) else '')
+    ax.set(xlabel='view 2', ylabel='view 1', title=title)
     return fig
 
 # %% ../nbs/runs/00_plots.ipynb #eae5f861
+def _value(row, i):
+    "Column `i` of a row, nan where there is none: a fit that was cancelled leaves short ones"
+    return math.nan if i>=len(row) or row[i] is None else float(row[i])
+
 def plot_terms(
     learn:Learner, # After a fit
-    cols=None, # Columns to show beside the losses; all if None
+    cols:str|list|None=None, # Columns to show beside the losses; all if None
 )->plt.Figure:
-    "The last fit's `train_loss` and `valid_loss` and its further columns, by epoch; raises `ValueError` before a fit and for an unknown column."
+    "The last fit's losses and its further columns, by epoch; raises `ValueError` before a fit and for an unknown column."
     rec = learn.recorder
     if not len(getattr(rec, 'values', [])): raise ValueError('nothing recorded: call fit first')
     names = [o for o in rec.metric_names if o not in ('epoch','time')]
@@ -90,8 +100,7 @@ def plot_terms(
     if unknown: raise ValueError(f'no column {unknown[0]!r}: there are {names}')
     losses = [o for o in names if o in ('train_loss','valid_loss')]
     more = [o for o in (names if cols is None else L(cols)) if o not in losses]
-    val = lambda row,i: float('nan') if i>=len(row) or row[i] is None else float(row[i])
-    curves = {o: [val(row, names.index(o)) for row in rec.values] for o in names}
+    curves = {o: [_value(row, i) for row in rec.values] for i,o in enumerate(names)}
     fig,(axs,) = _figure(1, 1+len(more), (2.6,2.2))
     for ax,group in zip(axs, [losses]+[[o] for o in more]):
         for o in group: ax.plot(range(1, len(rec.values)+1), curves[o], marker='.', label=o)
@@ -101,25 +110,29 @@ def plot_terms(
     return fig
 
 # %% ../nbs/runs/00_plots.ipynb #3027a709
+def _components(x):
+    "(n, 2) on the first two principal components, and their shares of the variance"
+    x = x-x.mean(0)
+    var,vec = torch.linalg.eigh(x.T@x)
+    vec = vec[:,[-1,-2]]
+    vec = vec*vec.gather(0, vec.abs().argmax(0, keepdim=True)).sign()
+    return x@vec, var[[-1,-2]]/var.sum().clamp(min=1e-12)
+
 def plot_embedding(
     feats:Tensor, # (n, nf)
-    labels:Tensor=None, # Class indices, (n,)
-    vocab=None, # Names of the classes
+    labels:Tensor|None=None, # Class indices, (n,)
+    vocab:list|None=None, # Names of the classes
 )->plt.Figure:
     "Features on their first two principal components; raises `ValueError` for fewer than two rows or columns, or nan."
     if feats.ndim!=2 or min(feats.shape)<2: raise ValueError(f'feats must be (n, nf), both ≥ 2: got {tuple(feats.shape)}')
     if not torch.isfinite(feats).all(): raise ValueError('feats hold infinite or nan values')
     if labels is not None and len(labels)!=len(feats): raise ValueError(f'{len(feats)} feats but {len(labels)} labels')
-    x = feats.detach().cpu().double()
-    x = x-x.mean(0)
-    var,vec = torch.linalg.eigh(x.T@x)
-    vec = vec[:,[-1,-2]]
-    vec = vec*vec.gather(0, vec.abs().argmax(0, keepdim=True)).sign()
-    xy,share = x@vec, var[[-1,-2]]/var.sum().clamp(min=1e-12)
+    xy,share = _components(feats.detach().cpu().double())
     fig,((ax,),) = _figure(1, 1, (4.5,3.4))
     for i,c in enumerate([None] if labels is None else labels.unique().tolist()):
         m = slice(None) if c is None else labels.cpu()==c
-        ax.scatter(*xy[m].T, s=6, color=plt.cm.tab20(i%20), label=None if c is None else str(c if vocab is None else vocab[c]))
+        label = None if c is None else str(c if vocab is None else vocab[c])
+        ax.scatter(*xy[m].T, s=6, color=plt.cm.tab20(i%20), label=label)
     if labels is not None: ax.legend(fontsize=6, loc='center left', bbox_to_anchor=(1,.5))
     ax.set(**{f'{o}label': f'component {i+1} ({s:.0%})' for i,(o,s) in enumerate(zip('xy', share.tolist()))})
     fig.tight_layout()
