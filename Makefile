@@ -7,7 +7,7 @@ MIN    := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 STATE  := { git diff; git ls-files -o --exclude-standard | git hash-object --stdin-paths; } | git hash-object --stdin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test export readme check clean
+.PHONY: help demo quick test docs export readme check clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r t d; do printf 'make %-8s %s\n' "$$t" "$$d"; done
@@ -17,6 +17,10 @@ demo: $(VENV)/.installed ## Install, then run the whole job on images that the p
 
 test: $(VENV)/.dev ## Install what the tests need, then run every test and every notebook
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/.dev ## Write the documentation from the notebooks, as they are, into _docs/html
+	$(BIN)/sphinx-build -c docs nbs _docs/html -d _docs/doctrees -j auto -q -W --keep-going
+	@echo 'The first page is _docs/html/index.html'
 
 export: $(VENV)/.dev ## Write the modules from the notebooks, and clean the notebooks
 	$(BIN)/nbdev-export
