@@ -77,6 +77,11 @@ def on_read(app, docname, source):
 
 # Names: where each is made, and links to it from wherever it stands in backticks
 
+def patched(f):
+    "What stands before the name of a function that `@patch` puts into a class"
+    a = f.args.args[0].annotation if f.args.args else None
+    return f'{a.id}.' if isinstance(a, ast.Name) and any(isinstance(o, ast.Name) and o.id=='patch' for o in f.decorator_list) else ''
+
 def made(
     src, # Source of an exported cell
 )->list: # (name, kind), methods with their class
@@ -87,7 +92,9 @@ def made(
             if isinstance(o, ast.ClassDef):
                 res.append((pre+o.name, 'class'))
                 _see(o.body, f'{pre}{o.name}.')
-            elif isinstance(o, (ast.FunctionDef,ast.AsyncFunctionDef)): res.append((pre+o.name, 'method' if pre else 'function'))
+            elif isinstance(o, ast.FunctionDef):
+                to = pre or patched(o)
+                res.append((to+o.name, 'method' if to else 'function'))
             elif isinstance(o, ast.Assign) and not pre: res.extend((n.id,'data') for t in o.targets for n in ast.walk(t) if isinstance(n, ast.Name))
     _see(ast.parse(re.sub(r'^[%!].*', '', src, flags=re.M)).body)
     return [(n,k) for n,k in res if not re.search(r'(^|\.)_', n)]
@@ -113,7 +120,7 @@ def known(env):
         n = k.removeprefix(mod).lstrip('.')
         for a in {n, n.lower() if re.match(r'(objectives|pretext)/', o.docname) and o.objtype=='class' else n} - {''}:
             res[a] = None if a in res else (o.docname,o.node_id)
-    for k,v in (o.split('=') for o in cfg['console_scripts'].split()): res[k] = res[v.replace(':','.')]
+    for k,v in (o.split('=') for o in cfg['console_scripts'].split()): res[k] = res.get(v.replace(':','.'))
     for o in env.all_docs: res[f'nbs/{o}.ipynb'] = res[f'{o}.ipynb'] = res[f'{o.upper()}.md'] = (o,'')
     return {k:v for k,v in res.items() if v}
 

@@ -30,7 +30,8 @@ def shown(
 def _no_picture(c):
     for o in c.get('outputs', []):
         if 'image/png' in o.get('data', {}):
-            raise ValueError(f'Cell {c.id} of the index puts out an image: save it in nbs/images and show it as ![](images/name.png) instead')
+            raise ValueError(f'Cell {c.id} of the index puts out an image: '
+                             'save it in nbs/images and show it as ![](images/name.png) instead')
     return c
 
 def readme(
