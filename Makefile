@@ -6,7 +6,7 @@ META   := settings.ini setup.py pyproject.toml
 MIN    := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 STATE  := { git diff; git ls-files -o --exclude-standard | git hash-object --stdin-paths; } | git hash-object --stdin
 
-QUICK  := tests/test_package.py tests/test_losses.py tests/test_views.py tests/test_encoder.py tests/objectives -k 'not import_c'
+QUICK  := tests/test_package.py tests/test_losses.py tests/test_views.py tests/test_encoder.py tests/objectives -k 'not (import_c or new_process)'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo quick test docs export readme check clean

@@ -25,6 +25,7 @@ nb_merge_streams = True
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 4
 html_theme,html_title = 'furo',project
+pygments_dark_style = 'monokai'
 html_static_path,html_css_files = ['style.css'],['style.css']
 html_math_renderer = 'mathml'
 html_show_sourcelink = html_copy_source = html_show_copyright = False
@@ -42,6 +43,10 @@ def module(
 
 modules = {f'{o}/{f.stem}':module(read(f)) for o in floors for f in (root/'nbs'/o).glob('*.ipynb')}
 
+def head(nb):
+    "The cell with the title"
+    return next((c for c in nb.cells if c.cell_type=='markdown' and c.source.startswith('# ')), None)
+
 def page(
     nb, # Notebook, as the file holds it
     mod, # The module that it exports
@@ -53,7 +58,8 @@ def page(
         if tags: c.metadata.tags = tags
         if c.cell_type=='markdown': c.source = c.source.replace(' ± ', '\xa0±\xa0') # one number, one line
     nb.cells = [c for c in map(shown, nb.cells) if c]
-    if mod: nb.cells[0].source = re.sub(r'\A(#.*\n+(?:>.*\n+)*)', rf'\1*Module* `{mod}`'+'\n\n', nb.cells[0].source+'\n\n')
+    if mod and (c := head(nb)): # below the title and its subtitle
+        c.source = re.sub(r'\A(#.*\n+(?:>.*\n+)*)', rf'\1*Module* `{mod}`'+'\n\n', c.source+'\n\n')
     return nb
 
 def contents(
@@ -61,7 +67,7 @@ def contents(
 )->str: # Markdown: a list with titles and subtitles, and a table of contents for the sidebar
     "The pages of a floor, in the order of their names"
     fs = sorted(folder.glob('*.ipynb'))
-    heads = [re.match(r'#\s*(.+)\n+(?:>\s*(.+))?', read(f).cells[0].source+'\n') for f in fs]
+    heads = [re.match(r'# *(.+)\n+(?:> *(.+))?', getattr(head(read(f)), 'source', f'# {f.stem}')+'\n') for f in fs]
     rows = [f'- [{m[1]}]({f.name})' + (f': {m[2]}' if m[2] else '') for f,m in zip(fs, heads)]
     return '\n'.join(['', *rows, '', '```{toctree}', ':hidden:', *(f.stem for f in fs), '```', ''])
 
@@ -73,14 +79,17 @@ def on_read(app, docname, source):
         nb = page(nbformat.reads(source[0], as_version=4), modules.get(docname))
         if docname==app.config.root_doc: nb.cells.append(nbformat.v4.new_markdown_cell(tops))
         source[0] = nbformat.writes(nb)
-    elif f.stem=='index': source[0] += contents(f.parent)
+    elif f.stem=='index':
+        for o in (f.parent, *f.parent.glob('*.ipynb')): app.env.note_dependency(o) # when one comes, goes or changes
+        source[0] += contents(f.parent)
 
 # Names: where each is made, and links to it from wherever it stands in backticks
 
 def patched(f):
     "What stands before the name of a function that `@patch` puts into a class"
     a = f.args.args[0].annotation if f.args.args else None
-    return f'{a.id}.' if isinstance(a, ast.Name) and any(isinstance(o, ast.Name) and o.id=='patch' for o in f.decorator_list) else ''
+    is_patch = any(isinstance(o, ast.Name) and o.id=='patch' for o in f.decorator_list)
+    return f'{a.id}.' if is_patch and isinstance(a, ast.Name) else ''
 
 def made(
     src, # Source of an exported cell
@@ -95,7 +104,8 @@ def made(
             elif isinstance(o, ast.FunctionDef):
                 to = pre or patched(o)
                 res.append((to+o.name, 'method' if to else 'function'))
-            elif isinstance(o, ast.Assign) and not pre: res.extend((n.id,'data') for t in o.targets for n in ast.walk(t) if isinstance(n, ast.Name))
+            elif isinstance(o, ast.Assign) and not pre:
+                res.extend((n.id,'data') for t in o.targets for n in ast.walk(t) if isinstance(n, ast.Name))
     _see(ast.parse(re.sub(r'^[%!].*', '', src, flags=re.M)).body)
     return [(n,k) for n,k in res if not re.search(r'(^|\.)_', n)]
 
@@ -130,7 +140,8 @@ def on_resolved(app, doctree, docname):
     for o in list(doctree.findall(nodes.literal)):
         to = app.names.get(re.sub(r'\(.*\)$', '', o.astext(), flags=re.S))
         if not to or isinstance(o.parent, (nodes.reference,nodes.title)): continue
-        ref = nodes.reference('', '', internal=True, refuri=app.builder.get_relative_uri(docname, to[0]) + (f'#{to[1]}' if to[1] else ''))
+        uri = app.builder.get_relative_uri(docname, to[0]) + (to[1] and f'#{to[1]}')
+        ref = nodes.reference('', '', internal=True, refuri=uri)
         o.replace_self(ref)
         ref += o
 
