@@ -6,8 +6,10 @@ META   := settings.ini setup.py pyproject.toml
 MIN    := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 STATE  := { git diff; git ls-files -o --exclude-standard | git hash-object --stdin-paths; } | git hash-object --stdin
 
+QUICK  := tests/test_package.py tests/test_losses.py tests/test_views.py tests/test_encoder.py tests/objectives -k 'not (import_c or new_process)'
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test export readme check clean
+.PHONY: help demo quick test docs export readme check clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r t d; do printf 'make %-8s %s\n' "$$t" "$$d"; done
@@ -15,8 +17,15 @@ help: ## Show this list
 demo: $(VENV)/.installed ## Install, then run the whole job on images that the package draws itself (under 5 minutes on 2 cores)
 	$(BIN)/contrastive-demo
 
+quick: $(VENV)/.dev ## Run what to run while working: the rules of the house, losses, objectives, views, encoders (under a minute)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ff -q $(QUICK)
+
 test: $(VENV)/.dev ## Install what the tests need, then run every test and every notebook
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/.dev ## Write the documentation from the notebooks, as they are, into _docs/html
+	$(BIN)/sphinx-build -c docs nbs _docs/html -d _docs/doctrees -j auto -q -W --keep-going
+	@echo 'The first page is _docs/html/index.html'
 
 export: $(VENV)/.dev ## Write the modules from the notebooks, and clean the notebooks
 	$(BIN)/nbdev-export

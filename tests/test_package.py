@@ -79,7 +79,7 @@ def test_pyproject():
     "pyproject.toml holds nothing that settings.ini holds, but for the name, which the standard wants there"
     d = tomllib.loads((root/'pyproject.toml').read_text())['project']
     assert d.pop('name') == cfg['lib_name']
-    assert set(d) == {'dynamic','urls'}
+    assert set(d) == {'dynamic'}
 
 def numbered(): return sorted(o for o in nbs.rglob('[0-9][0-9]_*.ipynb') if 'tutorials' not in o.parts and '.ipynb_checkpoints' not in o.parts)
 
@@ -239,6 +239,20 @@ print(json.dumps([len(a), sorted(k for k in a.keys()|b.keys() if a.get(k)!=b.get
 def test_readme_in_step():
     assert (root/'README.md').read_text(encoding='utf-8') == readme(), 'run `make readme`: README.md is made from nbs/index.ipynb'
 
+def test_readme_is_short():
+    "What stays is read in one go: long tables have a page of the documentation"
+    ls = (root/'README.md').read_text(encoding='utf-8').splitlines()
+    assert len(ls)<=150
+    assert not (bad := [f'{i}: {len(o)}' for i,o in enumerate(ls, 1) if len(o)>160]), bad
+
+def test_readme_first_screen():
+    "What it does, a picture of it, the two commands and the ten lines, in this order and before any heading but the title"
+    md = (root/'README.md').read_text(encoding='utf-8').split('\n## ')[0]
+    ats = [md.index(o) for o in ('\n> ', '![', '\nmake demo', '\nmake test', 'ContrastiveCallback(')]
+    assert ats==sorted(ats) and len(md.splitlines())<=50
+    code, = re.findall(r'```python\n(.*?)```', md, re.S)
+    assert len([o for o in code.splitlines() if o.strip()])<=10 and max(map(len, code.splitlines()))<=120
+
 def test_readme_pictures():
     "Each picture and page that the README names is there"
     links = re.findall(r'\]\(([^)#\s]+)|src="([^"]+)"', (root/'README.md').read_text(encoding='utf-8'))
@@ -248,12 +262,12 @@ def test_readme_pictures():
 def test_readme_cells(tmp_path):
     "Directives and hidden cells are for the machine; paths are seen from the root; a picture in an output is refused"
     from nbformat.v4 import new_notebook, new_markdown_cell, new_code_cell, new_output
-    nb = new_notebook(cells=[new_markdown_cell('# T\n![v](images/v.png) [t](tutorials/a.ipynb) [u](https://x.org/b.ipynb)'),
+    nb = new_notebook(cells=[new_markdown_cell('# T\n![v](images/v.png) [t](tutorials/a.ipynb) [u](https://x.org/b.ipynb) [f](objectives/index.md)'),
         new_code_cell('#| hide\nsecret = 1'), new_code_cell('#| eval: false\nlearn.fit(1)'),
         new_code_cell('#| echo: false\nprint(2)', outputs=[new_output('stream', text='two\n')])])
     nbformat.write(nb, tmp_path/'i.ipynb')
     md = readme(tmp_path/'i.ipynb')
-    assert '![v](nbs/images/v.png) [t](nbs/tutorials/a.ipynb) [u](https://x.org/b.ipynb)' in md
+    assert '![v](nbs/images/v.png) [t](nbs/tutorials/a.ipynb) [u](https://x.org/b.ipynb) [f](nbs/objectives/index.md)' in md
     assert '```python\nlearn.fit(1)\n```' in md and 'two' in md
     assert not any(o in md for o in ('secret','#|','print(2)'))
     nb.cells.append(new_code_cell('plot()', outputs=[new_output('display_data', data={'image/png':'aaaa'})]))
@@ -326,7 +340,7 @@ def test_page_explains(nb):
     lines = sum(len(exported_lines(c.source)) for c in cells if c.cell_type=='code')
     assert words >= 5*lines, f'{words} words for {lines} exported lines: {words/lines:.1f} each'
 
-@pytest.mark.parametrize('what', [name,'nbs','scripts'])
+@pytest.mark.parametrize('what', [name,'nbs','scripts','docs'])
 def test_line_length(what):
     "120 characters are a line's end, in the modules and in the cells of every notebook"
     rows = [(f'{f.relative_to(root)}:{i}', l) for f in sorted((root/what).rglob('*.py')) if f.name!='_modidx.py' and '.ipynb_checkpoints' not in f.parts
@@ -409,6 +423,15 @@ def test_make_demo_and_test(stub):
     assert asked('test') == ['python -m pip install -e .[dev]', 'python -m pytest']
     assert asked('test') == ['python -m pytest']
     assert asked('demo') == ['contrastive-demo ']
+
+@make
+def test_make_quick(stub):
+    "The tests that it names are there, and what takes minutes is not among them"
+    assert not (r := stub('quick')).returncode, r.stdout
+    args = stub.log()[-1].split()
+    assert args[:4]==['python','-m','pytest','--ff']
+    fs = [o for o in args if o.startswith('tests')]
+    assert len(fs)>3 and all((root/o).exists() for o in fs) and not [o for o in fs if re.search('notebooks|distributed|docs', o)]
 
 @make
 def test_make_test_first(stub):

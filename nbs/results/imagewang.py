@@ -1,11 +1,16 @@
-"""The main experiment: what a contrastive term adds to a pretext task on Image网.
+r"""The main experiment: what a contrastive term adds to a pretext task on Image网.
 
-Every row has the same pretraining images, steps and fine-tuning; only the loss differs. Each (row, seed) is a job that writes one JSON file into
-`--out`, so the script can be stopped and started again, and several copies can share the work:
+Every row has the same pretraining images, steps and fine-tuning; only the loss differs. Each (row, seed) is a job that
+writes one JSON file into `--out`, so the script can be stopped and started again, and several copies can share the
+work:
 
     python nbs/results/imagewang.py                       # the size that two CPU cores can do
-    python nbs/results/imagewang.py --size 128 --bs 256 --arch xresnet34 --arch-args '{}' --n-images 0 --epochs 100 --ft-epochs 5 --ft10-epochs 40 --short-side 0 --seeds 5 --out nbs/results/imagewang-128px   # on a GPU
     python nbs/results/imagewang.py --table               # the table of what is there
+
+On a GPU:
+
+    python nbs/results/imagewang.py --size 128 --bs 256 --arch xresnet34 --arch-args '{}' --n-images 0 --epochs 100 \
+        --ft-epochs 5 --ft10-epochs 40 --short-side 0 --seeds 5 --out nbs/results/imagewang-128px
 """
 import os, time
 from fastcore.script import *
@@ -13,8 +18,9 @@ from fastai.vision.all import *
 from fastai_contrastive.all import *
 from fastai_contrastive.recipes import provenance, write_row
 
-rows = dict(scratch={}, rotation=dict(task='rotation'), inpainting=dict(task='inpainting'), simclr=dict(objective='simclr'),
-    **{'rotation+simclr':dict(task='rotation', objective='simclr'), 'inpainting+simclr':dict(task='inpainting', objective='simclr')})
+rows = dict(scratch={}, rotation=dict(task='rotation'), inpainting=dict(task='inpainting'),
+    simclr=dict(objective='simclr'), **{'rotation+simclr':dict(task='rotation', objective='simclr'),
+    'inpainting+simclr':dict(task='inpainting', objective='simclr')})
 
 def small(name, short_side):
     "The data set, resized once so that its shorter side is `short_side`; 0 leaves it as it is"
@@ -45,10 +51,13 @@ def job(name, seed, a):
     out = Path(a.out)/'weights'/f'{name}-{seed}'
     wang,nette = small('imagewang', a.short_side),small('imagenette', a.short_side)
     common = dict(size=a.size, bs=a.bs, num_workers=a.num_workers)
-    row = dict(row=name, seed=seed, **{k:v for k,v in vars(a).items() if k not in ('out','table','seeds','num_workers')})
+    apart = 'out','table','seeds','num_workers'
+    row = dict(row=name, seed=seed, **{k:v for k,v in vars(a).items() if k not in apart})
     if rows[name]:
-        r = Recipe(data='imagewang', size=a.size, bs=a.bs, arch=a.arch, arch_args=a.arch_args, weight=a.weight, epochs=a.epochs, lr=a.lr, seed=seed, **rows[name])
-        learn,pre = pretrain(r, out, unlabeled_dls(some_files(wang, a.n_images), valid_pct=0, path=wang, **common), ChannelsLast())
+        r = Recipe(data='imagewang', size=a.size, bs=a.bs, arch=a.arch, arch_args=a.arch_args, weight=a.weight,
+                   epochs=a.epochs, lr=a.lr, seed=seed, **rows[name])
+        dls = unlabeled_dls(some_files(wang, a.n_images), valid_pct=0, path=wang, **common)
+        learn,pre = pretrain(r, out, dls, ChannelsLast())
         enc = learn.model[0]
         row['pretrain'] = {k:pre[k] for k in ('images','steps','seconds','columns','values')}
     else:
@@ -60,7 +69,8 @@ def job(name, seed, a):
     row.update(knn_dogs=ev['knn'], linear_dogs=ev['linear'])
     for k,dls,n in (('imagenette10',few,a.ft10_epochs),('board',board,a.ft_epochs)):
         # The validation images are looked at once, after the last epoch
-        _,ft = finetune(fresh(), dls=dls, epochs=n, lr=a.ft_lr, seed=seed, size=a.size, bs=a.bs, cbs=[LastEpochOnly(), ChannelsLast()])
+        _,ft = finetune(fresh(), dls=dls, epochs=n, lr=a.ft_lr, seed=seed, size=a.size, bs=a.bs,
+                        cbs=[LastEpochOnly(), ChannelsLast()])
         row[k],row[f'{k}_labels'],row[f'{k}_seconds'] = ft['accuracy'],ft['n_labels'],ft['seconds']
     return {**row, **provenance()}
 
@@ -72,12 +82,15 @@ class LastEpochOnly(Callback):
 def table(out):
     "A row a method: mean ± standard deviation over the seeds (and each seed's value in the files)"
     got = L(json.loads(o.read_text()) for o in sorted(Path(out).glob('*.json')))
-    cols = dict(board='board: all of `train/`, accuracy on `val/`', knn_dogs='kNN, dogs', linear_dogs='linear, dogs', imagenette10='10% of Imagenette\'s labels')
+    cols = dict(board='board: all of `train/`, accuracy on `val/`', knn_dogs='kNN, dogs', linear_dogs='linear, dogs',
+                imagenette10='10% of Imagenette\'s labels')
     lines = ['| pretraining | seeds | '+' | '.join(cols.values())+' |', '| --- '*(len(cols)+2)+'|']
     for name in rows:
         rs = got.filter(lambda o: o['row']==name)
         if not rs: continue
-        cell = lambda k: f"{100*np.mean(rs.attrgot(k)):.1f} ± {100*np.std(rs.attrgot(k), ddof=1):.1f}" if len(rs)>1 else f'{100*rs[0][k]:.1f}'
+        def cell(k):
+            v = 100*np.array(rs.attrgot(k))
+            return f'{v.mean():.1f} ± {v.std(ddof=1):.1f}' if len(v)>1 else f'{v[0]:.1f}'
         lines.append(f'| {name} | {len(rs)} | '+' | '.join(map(cell, cols))+' |')
     return '\n'.join(lines)
 

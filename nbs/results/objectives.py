@@ -1,17 +1,25 @@
-"""Every objective alone, in one setting: does it learn, what does it cost?
+r"""Every objective alone, in one setting: does it learn, what does it cost?
 
-Each (objective, seed) is a job in a process of its own that writes one JSON file into `--out`, so the script can be stopped and started again, and several
-copies can share the work:
+Each (objective, seed) is a job in a process of its own that writes one JSON file into `--out`, so the script can be
+stopped and started again, and several copies can share the work:
 
-    python nbs/results/objectives.py                      # Imagenette at 64 pixels, the size that two CPU cores can do
-    python nbs/results/objectives.py --data synth --size 32 --epochs 8 --seeds 3 --out nbs/results/objectives-drawn-32px   # the drawn images
-    python nbs/results/objectives.py --size 128 --bs 256 --arch resnet18 --arch-args '{}' --epochs 100 --seeds 3 --short-side 0 --num-workers 12 --out nbs/results/objectives-128px   # on a GPU
-    python nbs/results/objectives.py --epochs 6 --seeds 1 --only untrained,simclr,lightly-simclr,barlowtwins,byol,pirl,ressl,simsiam --out nbs/results/longer-64px   # do those that are low only need more steps?
-    python nbs/results/objectives.py --cost               # seconds, passes and memory of a step, one objective after another on a quiet machine
-    python nbs/results/objectives.py --table              # the table of what is there
+    python nbs/results/objectives.py            # Imagenette at 64 pixels, the size that two CPU cores can do
+    python nbs/results/objectives.py --cost     # seconds, passes and memory of a step, on a quiet machine
+    python nbs/results/objectives.py --table    # the table of what is there
 
-`untrained` is the encoder as it begins. `lightly-simclr` is the reference: SimCLR with lightly 1.6's transform, head and loss, the same images, encoder, optimizer, schedule, steps and
-evaluation (`pip install 'lightly>=1.6,<1.7'`). `lightly-barlowtwins`, `lightly-byol` and `lightly-simsiam` are the same for three that come out low, with heads as wide as ours. Objectives that need labels get those of the training images, all of them: their rows are no comparison with the others.
+The drawn images; then, do those that are low only need more steps? And on a GPU:
+
+    python nbs/results/objectives.py --data synth --size 32 --epochs 8 --seeds 3 --out nbs/results/objectives-drawn-32px
+    python nbs/results/objectives.py --epochs 6 --seeds 1 --out nbs/results/longer-64px \
+        --only untrained,simclr,lightly-simclr,barlowtwins,byol,pirl,ressl,simsiam
+    python nbs/results/objectives.py --size 128 --bs 256 --arch resnet18 --arch-args '{}' --epochs 100 --seeds 3 \
+        --short-side 0 --num-workers 12 --out nbs/results/objectives-128px
+
+`untrained` is the encoder as it begins. `lightly-simclr` is the reference: SimCLR with lightly 1.6's transform, head
+and loss, the same images, encoder, optimizer, schedule, steps and evaluation (`pip install 'lightly>=1.6,<1.7'`).
+`lightly-barlowtwins`, `lightly-byol` and `lightly-simsiam` are the same for three that come out low, with heads as
+wide as ours. Objectives that need labels get those of the training images, all of them: their rows are no comparison
+with the others.
 """
 import resource, subprocess, sys, tempfile, time
 from fastcore.script import *
@@ -26,13 +34,15 @@ references = [reference, *(f'lightly-{o}' for o in ('barlowtwins','byol','simsia
 def known(): return sorted(k for k,v in Objective.registry.items() if v.__module__.startswith('fastai_contrastive.'))
 def jobs(data): return [untrained, *known()] + references*(data!='synth')
 
-# What a narrow encoder, batches of 64 and a few hundred steps need otherwise than the papers' defaults: chosen by the kNN accuracy on the drawn validation images, mostly with seed 0, never on Imagenette
+# What a narrow encoder, batches of 64 and a few hundred steps need otherwise than the papers' defaults: chosen by the
+# kNN accuracy on the drawn validation images, mostly with seed 0, never on Imagenette
 settings = dict(
     barlowtwins=dict(dim=128),
     byol=dict(dim=64, hidden=256, pred_hidden=256, momentum=.5, momentum_end=.99),
     cpc=dict(layers=1, hidden=128),
     densecl=dict(momentum=.98, queue_size=256),
-    dino=dict(n_prototypes=512, hidden=256, bottleneck=128, bn=True, momentum=.5, momentum_end=.99, teacher_temp=.02, warmup_temp=.02, balance='sinkhorn', freeze=0),
+    dino=dict(n_prototypes=512, hidden=256, bottleneck=128, bn=True, momentum=.5, momentum_end=.99,
+              teacher_temp=.02, warmup_temp=.02, balance='sinkhorn', freeze=0),
     lejepa=dict(dim=16, hidden=256),
     moco=dict(momentum=.9, queue_size=128, symmetric=True),
     mocov3=dict(dim=64, hidden=256, momentum=.5, momentum_end=.9),
@@ -46,17 +56,23 @@ settings = dict(
     wmse=dict(dim=16))
 # On the drawn images these have so many times the epochs: they rise later, as was seen there
 slow = dict(barlowtwins=3, byol=3, cmc=3, cpc=3, densecl=3, dino=3, moco=3, nnclr=3, pirl=3, ressl=3, simsiam=3)
-# And these have other views there: small ones of 16 pixels show too little of a drawing, a grey one has no colours for CMC to compare, and W-MSE is the paper's variant of four views
+# And these have other views there: small ones of 16 pixels show too little of a drawing, a grey one has no colours for
+# CMC to compare, and W-MSE is the paper's variant of four views
 drawn = dict(cmc=dict(p_grey=0.), dino=dict(n_small=0), swav=dict(n_small=0), wmse=dict(n=4))
+
+def drawn_images(size):
+    path = data_path('synth', size).parent/f'synth-objectives-{size}'
+    return synth_images(path, n_train=60, n_unsup=1400, n_valid=40, size=size)
 
 def data(a):
     "Dataloaders for pretraining and for evaluation"
-    path = small(a.data, a.short_side) if a.data!='synth' else synth_images(data_path('synth', a.size).parent/f'synth-objectives-{a.size}', n_train=60, n_unsup=1400, n_valid=40, size=a.size)
+    path = small(a.data, a.short_side) if a.data!='synth' else drawn_images(a.size)
     common = dict(size=a.size, bs=a.bs, num_workers=a.num_workers)
-    return unlabeled_dls(path, folders=[o for o in ('train','unsup') if (path/o).is_dir()], valid_pct=0, **common),labelled_dls(path, **common)
+    folders = [o for o in ('train','unsup') if (path/o).is_dir()]
+    return unlabeled_dls(path, folders=folders, valid_pct=0, **common),labelled_dls(path, **common)
 
 class Pair(Module):
-    "Two views through one encoder, lightly's heads and, if there is one, a teacher: embeddings, or predictions and what they are about"
+    "Two views through one encoder, lightly's heads and perhaps a teacher: embeddings, or predictions and targets"
     def __init__(self, encoder, head, predictor=None, teacher=False):
         self.encoder,self.head,self.predictor = encoder,head,predictor
         self.teacher = nn.ModuleList([deepcopy(encoder), deepcopy(head)]).requires_grad_(False) if teacher else None
@@ -74,7 +90,8 @@ class Follow(Callback):
     def after_step(self):
         from lightly.models.utils import update_momentum
         m = self.model
-        for s,t in zip((m.encoder,m.head), m.teacher): update_momentum(s, t, cos_momentum(self.start, self.pct_train, self.end))
+        momentum = cos_momentum(self.start, self.pct_train, self.end)
+        for s,t in zip((m.encoder,m.head), m.teacher): update_momentum(s, t, momentum)
 
 def lightly_parts(name, enc, a):
     "lightly's transform, its heads around `enc`, its loss of what they give, and callbacks"
@@ -82,13 +99,20 @@ def lightly_parts(name, enc, a):
     from lightly.models.modules import heads
     o = name.removeprefix('lightly-')
     c = {'hidden':None, **settings.get(o, {})}
-    byol = lambda: tfms.BYOLTransform(*[v(input_size=a.size) for v in (tfms.BYOLView1Transform, tfms.BYOLView2Transform)])
-    if o=='simclr': return tfms.SimCLRTransform(input_size=a.size),Pair(enc, heads.SimCLRProjectionHead(enc.nf, enc.nf, 128)),losses.NTXentLoss(temperature=.2),[]
-    if o=='barlowtwins': return byol(),Pair(enc, heads.BarlowTwinsProjectionHead(enc.nf, c['hidden'] or c['dim'], c['dim'])),losses.BarlowTwinsLoss(),[]
+    views = tfms.BYOLView1Transform,tfms.BYOLView2Transform
+    byol = lambda: tfms.BYOLTransform(*[v(input_size=a.size) for v in views])
+    if o=='simclr':
+        m = Pair(enc, heads.SimCLRProjectionHead(enc.nf, enc.nf, 128))
+        return tfms.SimCLRTransform(input_size=a.size),m,losses.NTXentLoss(temperature=.2),[]
+    if o=='barlowtwins':
+        m = Pair(enc, heads.BarlowTwinsProjectionHead(enc.nf, c['hidden'] or c['dim'], c['dim']))
+        return byol(),m,losses.BarlowTwinsLoss(),[]
     cos = losses.NegativeCosineSimilarity()
     both = lambda p,q,s,t: (cos(p,t)+cos(q,s))/2
-    head,predictor = (getattr(heads, {'byol':'BYOL','simsiam':'SimSiam'}[o]+k) for k in ('ProjectionHead','PredictionHead'))
-    m = Pair(enc, head(enc.nf, c['hidden'], c['dim']), predictor(c['dim'], c['pred_hidden'], c['dim']), teacher=o=='byol')
+    kind = {'byol':'BYOL','simsiam':'SimSiam'}[o]
+    head,predictor = (getattr(heads, kind+k) for k in ('ProjectionHead','PredictionHead'))
+    head,predictor = head(enc.nf, c['hidden'], c['dim']),predictor(c['dim'], c['pred_hidden'], c['dim'])
+    m = Pair(enc, head, predictor, teacher=o=='byol')
     if o=='byol': return byol(),m,both,[Follow(c['momentum'], c['momentum_end'])]
     return tfms.SimSiamTransform(input_size=a.size),m,both,[]
 
@@ -113,7 +137,8 @@ def make_learner(name, seed, a):
     if name in references: return lightly_learner(name, dls, enc, a),enc,labelled
     if name==untrained: return None,enc,labelled
     obj = Objective.registry[name](**settings.get(name, {}))
-    views = obj.views().but(**{**drawn_views, 'p_blur':.5, 'p_solarize':0., **drawn.get(name, {})}) if a.data=='synth' else None
+    views = None
+    if a.data=='synth': views = obj.views().but(**{**drawn_views, 'p_blur':.5, 'p_solarize':0., **drawn.get(name, {})})
     learn = contrastive_learner(labelled if obj.needs_labels else dls, enc, obj, views, wd=a.wd)
     return learn,learn.model[0],labelled
 
@@ -122,15 +147,19 @@ def spread(f): return F.normalize(f, dim=1).std(0).pow(2).sum().sqrt().item()
 def job(name, seed, a):
     "One objective with one seed: the row"
     learn,enc,labelled = make_learner(name, seed, a)
-    row = dict(objective=name, seed=seed, settings=settings.get(name.removeprefix('lightly-'), {}), **{k:getattr(a, k) for k in kept})
+    row = dict(objective=name, seed=seed, settings=settings.get(name.removeprefix('lightly-'), {}),
+               **{k:getattr(a, k) for k in kept})
     if learn:
         row['epochs'] = epochs = a.epochs*(slow.get(name, 1) if a.data=='synth' else 1)
         # Where fewer images have labels, as many steps take more epochs
         if learn.dls is labelled: epochs = max(1, round(epochs*len(data(a)[0].train)/len(labelled.train)))
         with learn.no_bar(): learn.fit_one_cycle(epochs, a.lr, cbs=ChannelsLast())
-        row.update(images=len(learn.dls.train_ds), steps=learn.train_iter, labels=name in known() and term_of(learn).objective.needs_labels, losses=[round(float(o[0]),4) for o in learn.recorder.values])
+        labels = name in known() and term_of(learn).objective.needs_labels
+        row.update(images=len(learn.dls.train_ds), steps=learn.train_iter, labels=labels,
+                   losses=[round(float(o[0]),4) for o in learn.recorder.values])
     fs = split_features(enc, labelled, classes_of_val(labelled), pbar=False)
-    return dict(**row, knn=round(knn_accuracy(fs),5), linear=round(linear_probe(fs, C=a.C).acc,5), spread=round(spread(fs.valid_x),4), **provenance())
+    return dict(**row, knn=round(knn_accuracy(fs),5), linear=round(linear_probe(fs, C=a.C).acc,5),
+                spread=round(spread(fs.valid_x),4), **provenance())
 kept = 'data','size','bs','arch','arch_args','epochs','lr','wd','C','short_side'
 
 class Steps(Callback):
@@ -147,7 +176,9 @@ class Passes:
     def __init__(self, m, a): self.n,self.per = 0,a.bs*3*a.size**2; m.register_forward_pre_hook(self)
     def __call__(self, m, args): self.n += args[0].numel()/self.per
 
-def peak_mb(): return torch.cuda.max_memory_allocated()/2**20 if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+def peak_mb():
+    if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 
 def takes_vit(name):
     "Can it train a ViT?"
@@ -158,7 +189,7 @@ def takes_vit(name):
     return True
 
 def cost(name, a):
-    "Seconds of a step (data, views, passes, loss, optimizer), memory that it takes, and how many images go through encoder and teacher for each image"
+    "Seconds of a step (data, views, passes, loss, optimizer), its memory, and images through encoder and teacher"
     learn,enc,_ = make_learner(name, 0, a)
     next(iter(learn.dls.train))
     base,steps,counts = peak_mb(),Steps(),[Passes(enc.body, a)]
@@ -169,8 +200,10 @@ def cost(name, a):
         for o in counts: o.n = 0
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[steps, ChannelsLast()])
     passes = [round(o.n/len(steps.at),2) for o in counts]
-    return dict(objective=name, settings=settings.get(name, {}), seconds_per_step=round(float(np.median(np.diff(steps.at))),4), mb=round(peak_mb()-base), student_passes=passes[0], teacher_passes=sum(passes[1:]), vit=None if name in references else takes_vit(name),
-        **{k:getattr(a, k) for k in kept}, **provenance())
+    seconds = round(float(np.median(np.diff(steps.at))), 4)
+    return dict(objective=name, settings=settings.get(name, {}), seconds_per_step=seconds,
+        mb=round(peak_mb()-base), student_passes=passes[0], teacher_passes=sum(passes[1:]),
+        vit=None if name in references else takes_vit(name), **{k:getattr(a, k) for k in kept}, **provenance())
 
 def _cell(v): return f'{100*np.mean(v):.1f} ± {100*np.std(v, ddof=1):.1f}' if len(v)>1 else f'{100*v[0]:.1f}'
 
@@ -186,14 +219,18 @@ def _facts(name):
 def table(out):
     "A row an objective: what it is, mean ± standard deviation over the seeds, and what a step costs"
     got,costs = read_rows(out),read_cost(out)
-    head = ['objective','negatives','teacher','large batch','epochs','kNN','linear'] + ['ViT','passes','seconds a step','memory, MB']*bool(costs)
+    head = ['objective','negatives','teacher','large batch','epochs','kNN','linear']
+    head += ['ViT','passes','seconds a step','memory, MB']*bool(costs)
     lines = ['| '+' | '.join(head)+' |', '| --- '*len(head)+'|']
     for name in [untrained, *known(), *references]:
         rs,c = got.filter(lambda o: o['objective']==name),costs.get(name)
         if not rs: continue
         title = (f'`{name}`' if name in known() else name) + (' (labels)' if rs[0].get('labels') else '')
-        cells = [title, *_facts(name), '' if name==untrained else str(rs[0]['epochs']), _cell(rs.attrgot('knn')), _cell(rs.attrgot('linear'))]
-        if c: cells += [{True:'yes', False:'no'}.get(c['vit'], ''), f"{c['student_passes']:g}{' + %g'%c['teacher_passes'] if c['teacher_passes'] else ''}", f"{c['seconds_per_step']:.2f}", str(c['mb'])]
+        epochs = '' if name==untrained else str(rs[0]['epochs'])
+        cells = [title, *_facts(name), epochs, _cell(rs.attrgot('knn')), _cell(rs.attrgot('linear'))]
+        if c:
+            passes = ' + '.join(f'{c[k]:g}' for k in ('student_passes','teacher_passes') if c[k])
+            cells += [{True:'yes', False:'no'}.get(c['vit'], ''), passes, f"{c['seconds_per_step']:.2f}", str(c['mb'])]
         lines.append('| '+' | '.join(cells+['']*(len(head)-len(cells)))+' |')
     return '\n'.join(lines)
 
@@ -203,7 +240,9 @@ def run_costs(names, out):
     "One after another, so that nothing else is measured"
     with tempfile.TemporaryDirectory() as d:
         for name in names:
-            if not call('--job', name, '--cost-file', f'{d}/{name}.json'): write_row({**read_cost(out), name:json.loads(Path(f'{d}/{name}.json').read_text())}, Path(out)/'cost.json')
+            f = Path(d)/f'{name}.json'
+            if call('--job', name, '--cost-file', f): continue
+            write_row({**read_cost(out), name:json.loads(f.read_text())}, Path(out)/'cost.json')
 
 def run_jobs(names, seeds, out):
     "What is missing, each in a process of its own"
@@ -225,7 +264,7 @@ def main(
     epochs:int=2, # Of pretraining
     lr:float=4e-3, # Highest learning rate
     wd:float=1e-2, # Weight decay
-    C:float=1., # Of the linear probe, inverse strength of its regularisation: what cross-validation on the training images chooses for the untrained encoder
+    C:float=1., # Inverse regularisation of the linear probe: cross-validation's choice for the untrained encoder
     short_side:int=80, # Resize the files once to this shorter side; 0 for not
     seeds:int=2, # 0, 1, ...
     only:str='', # Objectives to run, separated by commas; all if empty
@@ -246,7 +285,8 @@ def main(
         start = time.time()
         row = fs['job'](name, int(seed), a)
         write_row({**row, 'seconds':round(time.time()-start,1)}, Path(out)/f'{name}-{seed}.json')
-        return print(name, seed, {k:row[k] for k in ('knn','linear','spread')}, f'{time.time()-start:.0f} s', flush=True)
+        got = {k:row[k] for k in ('knn','linear','spread')}
+        return print(name, seed, got, f'{time.time()-start:.0f} s', flush=True)
     check_writable(Path(out)/'x')
     names = only.split(',') if only else jobs(data)
     if cost: run_costs([o for o in names if o not in (untrained, *references[1:])], out)
