@@ -38,12 +38,14 @@ def plain_names(
     m:nn.Module, # With wrappers at any level, or none
 )->dict: # Plain name → name in `m.state_dict()`
     "What the parameters and buffers of `m` would be called if nothing in it were wrapped."
-    at = {_strike(f'{n}.module.'.removeprefix('.')) for n,o in m.named_modules(remove_duplicate=False) if _wraps(o)=='module'}
+    outer = [(n,o) for n,o in m.named_modules(remove_duplicate=False) if _wraps(o)=='module']
+    at = {_strike(f'{n}.module.'.removeprefix('.')) for n,_ in outer}
+    counts = {f'{n}.{k}'.removeprefix('.') for n,o in outer for k in o._buffers} # an average's count of steps
     def _name(k):
         k = _strike(k)
         for o in sorted(at, key=len, reverse=True): k = o.removesuffix('module.')+k.removeprefix(o) if k.startswith(o) else k
         return k
-    return {_name(k):k for k in m.state_dict()}
+    return {_name(k):k for k in m.state_dict() if k not in counts}
 
 # %% ../nbs/parts/07_backbone.ipynb #beb01574
 @contextmanager

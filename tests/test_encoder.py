@@ -1,5 +1,6 @@
 "Encoders of every origin, and their files"
-import pickle, pytest, subprocess, sys
+import json, pickle, pytest, subprocess, sys
+from copy import copy
 from utils import *
 import torchvision.models as tv
 from torchvision.models import resnet18, mobilenet_v3_small
@@ -393,6 +394,242 @@ def test_weights_can_be_read_by_whom_other_files_can(file):
     other = file.with_name('other')
     other.touch()
     assert file.stat().st_mode==other.stat().st_mode
+
+# Wrapped
+
+eager = partial(torch.compile, backend='eager')
+def checkpointed(m):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    return checkpoint_wrapper(m)
+wraps = dict(compile=eager, dp=nn.DataParallel, both=lambda m: eager(nn.DataParallel(m)), checkpoint=checkpointed, mean=torch.optim.swa_utils.AveragedModel)
+
+class Own(Module):
+    "A layer that is called as a wrapper's is"
+    def __init__(self): self.module,self.end = nn.Sequential(c3(3,8), nn.ReLU()),c3(8,12)
+    def forward(self, x): return self.end(self.module(x))
+
+def seeded(f):
+    set_seed(3)
+    return f()
+
+@pytest.mark.parametrize('where', ['whole','body','part','both'])
+@pytest.mark.parametrize('wrap', wraps)
+def test_a_wrapped_encoder_writes_the_same_file(tmp_path, wrap, where):
+    w,enc,ref = wraps[wrap],seeded(lambda: Encoder(Own())),seeded(lambda: save_encoder(Encoder(Own()), tmp_path/'ref').read_bytes())
+    if where in ('part','both'): enc.body.end,enc.body.module = w(enc.body.end),w(enc.body.module)
+    if where in ('body','both'): enc.body = w(enc.body)
+    fn = save_encoder(w(enc) if where in ('whole','both') else enc, tmp_path/'e')
+    assert fn.read_bytes()==ref
+    assert wrap=='mean' or create_encoder(w(enc)) is enc # an average is of a copy
+
+@pytest.mark.parametrize('wrap', wraps)
+def test_wrapped_inside_a_learner(tmp_path, wrap):
+    w = wraps[wrap]
+    files = []
+    for f in (noop, w):
+        for learn_f in (lambda: nn.Sequential(f(seeded(lambda: Encoder(Own()))), nn.Linear(12,4)), lambda: f(nn.Sequential(seeded(lambda: Encoder(Own())), nn.Linear(12,4)))):
+            files.append(save_encoder(Learner(make_dls(), learn_f(), loss_func=CrossEntropyLossFlat()), tmp_path/f'{len(files)}').read_bytes())
+    assert len(set(files))==1
+
+@pytest.mark.parametrize('wrap', wraps)
+def test_a_wrapped_encoder_is_named_loaded_and_copied(tmp_path, wrap):
+    w,ref = wraps[wrap],seeded(lambda: Encoder(Own())).eval()
+    enc = Encoder(w(Own())).eval()
+    assert (enc.arch, enc.nf)==('Own', 12) and Encoder(nn.DataParallel(w(Own()))).arch=='Own'
+    fn = save_encoder(ref, tmp_path/'e')
+    for target in (w(Own()), enc, Encoder(nn.Sequential(w(Own()))).body[0]): assert torch.equal(load_encoder(fn, target).eval()(x3), ref(x3))
+    assert torch.equal(deepcopy(enc)(x3), enc(x3))
+
+def test_a_layer_called_module_keeps_its_name(tmp_path):
+    assert list(encoder.plain_names(nn.DataParallel(Own())))==list(Own().state_dict())
+
+fsdp = """
+import os, sys, torch, warnings
+from torch import nn
+warnings.simplefilter('ignore')
+from fastai_contrastive.encoder import *
+torch.distributed.init_process_group('gloo', init_method=f'file://{sys.argv[1]}/store', rank=0, world_size=1)
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+cpu = torch.device('cpu')
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3,8,3), nn.BatchNorm2d(8), nn.Sequential(nn.Conv2d(8,12,3)))
+def spread(m, **kwargs): return FullyShardedDataParallel(m, device_id=cpu, **kwargs)
+def one(): return fully_shard(make())
+def part(f):
+    m = make()
+    m[2] = f(m[2])
+    return m
+ref = save_encoder(Encoder(make()), f'{sys.argv[1]}/ref').read_bytes()
+cases = [lambda: spread(make()), lambda: spread(make(), use_orig_params=True), lambda: spread(Encoder(make())), lambda: part(spread), lambda: part(fully_shard), one,
+    lambda: spread(nn.Sequential(Encoder(make()), nn.Linear(12,2))), lambda: nn.parallel.DistributedDataParallel(make()), lambda: Encoder(nn.parallel.DistributedDataParallel(make()))]
+print([save_encoder(f(), f'{sys.argv[1]}/e').read_bytes()==ref for f in cases])
+torch.distributed.destroy_process_group()
+"""
+
+def test_sharded_encoders_write_the_same_file(tmp_path):
+    "FSDP, its successor and DDP, for real, in a process of their own"
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', fsdp, tmp_path], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    assert r.returncode==0 and r.stdout.splitlines()[-1]==str([True]*9), r.stdout
+
+# Found ones, written and read
+
+@pytest.mark.parametrize('kind, arch', [('xresnet', partial(xresnet18, widen=.25)), ('resnet', resnet18), ('mobilenet2', partial(tv.mobilenet_v2, width_mult=.25)), ('shufflenet', 'shufflenet_v2_x0_5'),
+    ('squeezenet', 'squeezenet1_1'), ('tv_vit', tiny_vit), ('unet', resnet18), ('timm_resnet', None), ('timm_vit', 'own'), ('timm_conv', None), ('timm_body', None), ('flat', lambda: nn.Sequential(*list(flat())[:4]))])
+def test_a_found_encoder_is_read_without_its_classifier(tmp_path, kind, arch):
+    m = whole_models[kind][0]()
+    learn = make_learn(model=m, dls=make_dls(size=64))
+    fn = save_encoder(learn, tmp_path/'e')
+    args = dict(depth=1, img_size=64) if arch=='own' else {}
+    again = load_encoder(fn, None if arch=='own' else arch, **args).eval()
+    enc = as_encoder(get_encoder(m)).eval()
+    x = torch.randn(2,3,64,64)
+    if kind!='timm_body': assert torch.allclose(again(x), enc(x), atol=1e-5)
+    assert again.nf==enc.nf and encoder_info(fn)['stats']==dict(mean=[0.], std=[1.])
+    assert not any(o.out_features==3 for o in again.modules() if isinstance(o, nn.Linear)) or kind=='tv_vit'
+
+def test_timm_under_a_name_that_torchvision_has(tmp_path):
+    learn = make_learn(model=timm.create_model('resnet18', num_classes=3), dls=make_dls(size=64))
+    fn = save_encoder(learn, tmp_path/'e')
+    assert encoder_info(fn)['arch']=='timm:resnet18' and type(load_encoder(fn).body).__module__=='timm.models.resnet'
+    assert create_encoder(timm.models.resnet18).arch=='timm:resnet18' and create_encoder('resnet18').arch=='resnet18'
+
+def test_a_whole_model_is_not_written_for_its_encoder(tmp_path):
+    "`learn.model` in place of `learn`, and `encoder=` for what is no learner"
+    enc = tiny_xr()
+    ref = save_encoder(enc, tmp_path/'a').read_bytes()
+    assert save_encoder(nn.Sequential(enc, nn.Linear(64,2)), tmp_path/'b').read_bytes()==ref
+    net = Net()
+    assert save_encoder(net, tmp_path/'c', encoder=lambda m: m.trunk).read_bytes()==save_encoder(net.trunk, tmp_path/'d').read_bytes()
+    with pytest.raises(TypeError, match='save_encoder writes the encoder of a Learner, or a module: got OrderedDict'): save_encoder(enc.state_dict(), tmp_path/'x')
+
+# Statistics
+
+def test_no_normalize_is_written_as_such(tmp_path):
+    learn = make_learn(model=nn.Sequential(tiny_xr(), nn.Linear(64,4)))
+    assert load_encoder(save_encoder(learn, tmp_path/'e')).stats==dict(mean=[0.], std=[1.])
+    learn.dls = DataLoaders(*[torch.utils.data.DataLoader([0])]*2)
+    assert load_encoder(save_encoder(learn, tmp_path/'e')).stats is None
+
+def test_a_bare_encoder_keeps_what_it_brings(tmp_path):
+    enc = tiny_xr()
+    assert enc.stats is None and enc.recipe is None and encoder_info(save_encoder(enc, tmp_path/'a'))['stats'] is None
+    enc.stats,enc.recipe = dict(mean=[.5]*3, std=[.2]*3),dict(epochs=3)
+    again = load_encoder(save_encoder(deepcopy(load_encoder(save_encoder(enc, tmp_path/'a'))), tmp_path/'b'))
+    assert (again.stats, again.recipe)==(enc.stats, enc.recipe)
+    assert encoder_info(save_encoder(enc, tmp_path/'c', recipe=dict(epochs=4)))['recipe']==dict(epochs=4)
+
+@pytest.mark.parametrize('arch, mean', [('xresnet18', imagenet_stats[0]), (resnet18, imagenet_stats[0]), ('vit_tiny_patch16_224', [.5]*3), ('resnet10t', imagenet_stats[0])])
+def test_pretrained_weights_say_what_they_saw(monkeypatch, arch, mean):
+    "Nothing is downloaded here: the weights are drawn, what is said about them is real"
+    real = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', lambda *args, pretrained, **kwargs: real(*args, pretrained=False, **kwargs))
+    monkeypatch.setattr('torchvision.models.resnet.ResNet18_Weights.get_state_dict', lambda *args, **kwargs: tv.resnet18().state_dict())
+    monkeypatch.setattr('fastai.vision.models.xresnet.load_state_dict_from_url', lambda *args, **kwargs: dict(model={}))
+    kwargs = dict(depth=1) if 'vit' in str(arch) else {}
+    enc = create_encoder(arch, pretrained=True, **kwargs)
+    assert np.allclose(enc.stats['mean'], mean) and deepcopy(enc).stats==enc.stats
+    assert create_encoder(arch, **kwargs).stats is None and create_encoder(arch, n_in=1, pretrained=arch!='xresnet18', **kwargs).stats is None
+
+def test_old_headers_and_short_ones(tmp_path):
+    from safetensors.torch import save_file
+    m = plain_body()
+    for meta,e in (({'arch':'Sequential','n_in':3,'stats':None}, None), ({'arch':'Sequential'}, 'does not say n_in'), ('{', 'is no JSON')):
+        save_file(m.state_dict(), tmp_path/'e', {'fastai_contrastive': meta if isinstance(meta, str) else json.dumps(meta)})
+        if e:
+            with pytest.raises(ValueError, match=e): load_encoder(tmp_path/'e', plain_body())
+        else: assert load_encoder(tmp_path/'e', plain_body()).stats is None
+
+def test_a_setting_that_is_no_json_is_asked_for(tmp_path):
+    enc = create_encoder(partial(xresnet18, widen=.125, act_cls=nn.Hardswish))
+    fn = save_encoder(enc, tmp_path/'e', recipe=dict(path=tmp_path))
+    with pytest.raises(ValueError, match=r'xresnet18 made with act_cls=, which a file cannot hold: pass arch=partial'): load_encoder(fn)
+    again = load_encoder(fn, partial(xresnet18, widen=.125, act_cls=nn.Hardswish))
+    assert torch.equal(again.eval()(x3), enc.eval()(x3)) and again.recipe==dict(path=str(tmp_path))
+
+# Made from other things
+
+def test_functions_of_many_kinds():
+    for arch in (partial(xresnet18, widen=.125), lambda: xresnet18(widen=.125, n_out=5), xresnet18(widen=.125), torch.compile(xresnet18(widen=.125), backend='eager'), lambda: tiny_xr()):
+        assert create_encoder(arch).nf==64
+    assert create_encoder(partial(xresnet18, widen=.125)).kwargs==dict(widen=.125)
+    assert create_encoder(tv.resnet18()).nf==512 and create_encoder(tiny_vit()).nf==32 and create_encoder(timm.create_model('resnet10t')).nf==512
+    assert all(create_encoder(f).nf==n for f,n in ((tv.mobilenet_v2, 1280), ('shufflenet_v2_x0_5', 1024)))
+    with pytest.raises(TypeError, match='made no module: got int 3'): create_encoder(lambda: 3)
+    with pytest.raises(TypeError, match='pretrained'): create_encoder(lambda: plain_body(), pretrained=True)
+
+def test_a_width_that_changes_with_the_size_is_named():
+    enc = Encoder(nn.Sequential(plain_body(), nn.Flatten()))
+    with pytest.raises(ValueError, match=r'Sequential gives 588 features for images of 32×32 pixels, and was measured with 2700: let it pool'): enc(x3)
+    with pytest.raises(ValueError, match='was measured with'): enc.both(x3)
+
+@pytest.mark.parametrize('size', [28,32,96])
+def test_networks_for_one_size(size):
+    for m in (nn.Sequential(nn.Flatten(), nn.Linear(3*size*size,8)), nn.Sequential(c3(3,4), nn.ReLU(), nn.Flatten(), nn.Linear(4*size*size,8))):
+        enc = Encoder(m)
+        assert enc.nf==8 and enc(torch.randn(2,3,size,size)).shape==(2,8)
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16,torch.float16])
+def test_half_precision(tmp_path, dtype):
+    enc = tiny_xr().to(dtype)
+    assert get_encoder(nn.Sequential(enc, nn.Linear(64,2).to(dtype))) is enc and Encoder(enc.body).nf==64
+    again = load_encoder(save_encoder(enc, tmp_path/'e'))
+    assert torch.equal(ws(again), ws(enc)) and next(again.parameters()).dtype==torch.float32
+
+def test_a_frozen_encoder(tmp_path):
+    m = xresnet18(widen=.125).requires_grad_(False)
+    fn = save_encoder(get_encoder(m), tmp_path/'e')
+    assert torch.equal(load_encoder(fn, partial(xresnet18, widen=.125)).eval()(x3), as_encoder(get_encoder(m)).eval()(x3))
+
+# Pickled
+
+portable = dict(cnn=(tiny_xr, 32), vit=(lambda: create_encoder('test_vit', patch_size=8), 64), tokens=(lambda: Encoder(nn.Sequential(c3(3,8), nn.Flatten(2), Lambda2())), 32), split=(lambda: create_encoder('split:xresnet18', widen=.125), 32),
+    flat=(lambda: Encoder(nn.Sequential(plain_body(), nn.AdaptiveAvgPool2d(1), nn.Flatten())), 32), up_to=(lambda: Encoder(UpTo(tiny_vit(), 'heads.head')), 64), whole=(lambda: Encoder(timm_model('resnet10t')), 64),
+    compiled=(lambda: Encoder(eager(plain_body())), 32))
+
+class Lambda2(nn.Module):
+    def forward(self, x): return x.transpose(1,2)
+
+@pytest.mark.parametrize('kind', portable)
+def test_pickled_it_is_itself_and_plainly_the_same(kind, tmp_path):
+    make,size = portable[kind]
+    enc,x = make().eval(),torch.randn(2,3,size,size)
+    enc.stats = dict(mean=[.5], std=[.2])
+    torch.save(enc, tmp_path/'e')
+    for o in (pickle.loads(pickle.dumps(enc)), torch.load(tmp_path/'e', weights_only=False), copy(enc), deepcopy(enc)):
+        assert type(o) is Encoder and (o.nf, o.arch, o.stats, o.training)==(enc.nf, enc.arch, enc.stats, False) and torch.equal(o(x), enc(x))
+    assert torch.allclose(enc.plain().eval()(x), enc(x), atol=1e-5)
+
+hidden = """
+import sys, warnings
+warnings.simplefilter('ignore')
+class Hide:
+    def find_spec(self, name, *args):
+        if name.partition('.')[0]=='fastai_contrastive': raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Hide())
+from fastai.vision.all import *
+for p in sys.argv[1:]:
+    learn = load_learner(p)
+    with learn.no_bar(), learn.no_logging(): res = learn.predict(Path(p).parent/'a0.png')[2]
+    print(json.dumps(res.tolist()))
+"""
+
+def test_an_exported_learner_opens_without_the_package(tmp_path):
+    "And predicts what it did; with the package it has its encoder again"
+    fs = [tmp_path/f'{"ab"[i%2]}{i}.png' for i in range(4)]
+    for i,f in enumerate(fs): PILImage.create((images(4, 64)[0][i].permute(1,2,0)*255).byte().numpy()).save(f)
+    dls = ImageDataLoaders.from_lists(tmp_path, fs, [o.name[0] for o in fs], bs=2, num_workers=0, valid_pct=.5, seed=1, device='cpu')
+    want,pkls = [],[]
+    for kind in ('cnn','vit','split','up_to'):
+        learn = finetune_learner(dls, portable[kind][0](), path=tmp_path)
+        with quietly(learn): want.append(learn.predict(fs[0])[2])
+        learn.export(f'{kind}.pkl')
+        pkls.append(tmp_path/f'{kind}.pkl')
+        assert type(learn.model[0]) is Encoder and type(load_learner(pkls[-1]).model[0]) is Encoder
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', hidden, *pkls], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    assert r.returncode==0, r.stdout
+    got = [json.loads(o) for o in r.stdout.splitlines() if o.startswith('[')]
+    assert np.allclose(got, [o.tolist() for o in want], atol=1e-5)
 
 # Two halves
 
