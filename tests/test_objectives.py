@@ -433,6 +433,17 @@ def test_schedules_stand_still_within_a_step():
     obj.pct_train = .4
     with obj.held(): assert obj.pct_train==.4
 
+@pytest.mark.parametrize('name', ['dino','swav'])
+@pytest.mark.parametrize('held', [False,True])
+def test_every_fit_is_counted(name, held):
+    "Also one whose first step is seen past the epochs in which prototypes stand still, or in which they never do"
+    obj,enc = ready(name, freeze=0)
+    for i,(pct,n) in enumerate(((.5,1),(.6,1),(.1,2))):
+        obj.pct_train = pct
+        with obj.held() if held else nullcontext(): term_of(obj, enc, seed=i)
+        obj.after_step(enc)
+        assert obj.fit_count.n==n and torch.isclose(obj.fit_count.at, torch.tensor(pct))
+
 class Usual(Objective):
     "A user's own: a mean in a buffer, and an `after_step` that does not call the one of its base"
     def __init__(self): self.register_buffer('mean', torch.zeros(12))
