@@ -1,7 +1,9 @@
 "What every objective has to do, over the registry: a new one gets these tests for nothing"
-import inspect, pytest, torch.distributed as dist, torch.multiprocessing as mp
+import inspect, io, pytest, torch.distributed as dist, torch.multiprocessing as mp
+from contextlib import nullcontext
 from utils import *
 from fastai_contrastive.objective import *
+from fastai_contrastive.memory import *
 from fastai_contrastive.objectives import *
 from fastai_contrastive.pretext.core import *
 from fastai_contrastive.pretext.rotation import *
@@ -318,3 +320,321 @@ def test_two_processes_are_one_with_the_joined_batch(two, name):
         mean = None if g is None else (a['grads'][k]+b['grads'][k])/2
         assert mean is None or torch.allclose(mean, g, rtol=1e-4, atol=1e-5*max(1., g.abs().max().item())), k
     for k,v in one['state'].items(): assert torch.allclose(a['state'][k].float(), v.float(), atol=1e-5) and torch.equal(a['state'][k], b['state'][k]), k
+
+# A step in portions
+
+def quiet_norms(obj):
+    "The heads' batch norms use running statistics, so that a row's embedding does not depend on its batch"
+    for m in obj.modules():
+        if isinstance(m, nn.BatchNorm1d): m.eval()
+    return obj
+
+def portion(views, i): return [v[i] for v in views]
+
+def step_in(name, sizes, norms=False, held=True, n=24, seed=0, **kwargs):
+    "State and gradients after a step of `n` images in portions of `sizes`; the loss of each counts by its images"
+    obj,enc = ready(name, **{'queue_size':30, 'center_momentum':.5, **kwargs})
+    if name=='pirl': obj.transformed = lambda encoder,x: obj.project(encoder(x), obj.joined if obj.transform=='rotation' else obj.projector) # Without draws
+    if not norms: quiet_norms(obj)
+    x,y = batch(n, seed)
+    views,at = views_of(obj, x, seed),0
+    for k in sizes:
+        i,at = slice(at, at+k),at+k
+        obj.ids = torch.arange(n)[i] if obj.needs_ids else None
+        torch.manual_seed(3)
+        was = {k:v.clone() for k,v in obj.state_dict().items()}
+        with obj.held() if held else nullcontext(): c = obj(enc, portion(views, i), y[i] if obj.needs_labels else None)
+        if held: assert all(torch.equal(v, was[k]) for k,v in obj.state_dict().items()), 'a portion moved something'
+        (c*k/n).backward()
+        obj.pct_train += .01
+    gs = {f'{k}.{p}':g for k,m in (('obj',obj),('enc',enc)) for p,g in grads(m).items() if g is not None}
+    obj.after_step(enc)
+    return {k:v.clone() for k,v in obj.state_dict().items()},gs
+
+def differ(a, b, tol=1e-5):
+    "Names of what is not the same in two states, which have the same names"
+    assert a.keys()==b.keys()
+    return [k for k,v in a.items() if not torch.allclose(v.float(), b[k].float(), atol=tol*max(1., b[k].float().abs().max().item()))]
+
+@each
+@pytest.mark.parametrize('sizes', [(8,8,8),(7,9,8)])
+def test_state_after_a_step_in_portions(name, sizes):
+    "Centre, covariance, queue, memory, counts, teacher: all are what one batch of that size would have left"
+    one,some = step_in(name, (24,)),step_in(name, sizes)
+    assert not differ(some[0], one[0])
+
+@each
+def test_held_and_at_once_are_the_same_to_the_bit(name):
+    "Without portions nothing is another number than in a plain loop, batch norms' statistics included"
+    a,b = step_in(name, (24,), norms=True),step_in(name, (24,), norms=True, held=False)
+    for x,y in zip(a,b): assert x.keys()==y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+# The loss is a mean over images, each of which is compared with what is remembered or with itself, and not with the batch
+alone = ['byol','densecl','dino','moco','pirl','ressl','simsiam']
+
+@pytest.mark.parametrize('name', alone)
+def test_gradient_of_a_step_in_portions(name):
+    "For these it is the large batch's (for PIRL if all images are negatives; batch norm in the heads aside)"
+    one,some = (step_in(name, o, n_neg=64, transform='rotation')[1] for o in ((24,),(7,9,8)))
+    assert not differ(some, one, 1e-5)
+
+@each
+def test_heads_statistics_after_a_step_in_portions(name):
+    "Each head's first norm sees features that do not depend on the batch: exact. Behind it embeddings do, so only about the same"
+    one,some = (step_in(name, o, norms=True)[0] for o in ((24,),(7,9,8)))
+    first = {}
+    for k in one:
+        if 'running' in k and not k.startswith(('ema.encoder','predictor')): first.setdefault((k.split('.')[-3],k.split('.')[-1]), k)
+    firsts = [k for k in first.values() if 'ema' not in k]
+    assert not differ({k:some[k] for k in firsts}, {k:one[k] for k in firsts}, 1e-5)
+    for k in one:
+        if 'num_batches' in k: assert some[k]==one[k], k
+
+def test_norms_of_a_teacher_after_a_step_in_portions():
+    "The encoder's too: one step, one move, by the mean and variance of the joined batch"
+    def _stats(sizes):
+        obj,enc = ready('dino', partial(conv, bn=True))
+        views,at = views_of(obj, batch(24)[0]),0
+        for k in sizes:
+            with obj.held(): obj(enc, portion(views, slice(at, at+k)))
+            at += k
+        obj.after_step(enc)
+        return {k:v.clone() for k,v in obj.ema.encoder.body[1].state_dict().items()}
+    one,some = _stats((24,)),_stats((7,9,8))
+    assert some['num_batches_tracked']==1 and not differ(some, one, 1e-5)
+
+@each
+def test_a_step_that_did_not_come_about_leaves_nothing(name):
+    "`discard`, and a portion that fails on its way"
+    obj,enc = ready(name)
+    was,(x,y) = ws(obj).clone(),batch(8)
+    views = views_of(obj, x)
+    obj.ids = torch.arange(8) if obj.needs_ids else None
+    y = y if obj.needs_labels else None
+    with obj.held(): obj(enc, views, y)
+    obj.discard()
+    obj._commit()
+    assert torch.equal(ws(obj), was)
+    with pytest.raises(KeyError), obj.held():
+        obj(enc, views, y)
+        throw(KeyError())()
+    obj._commit()
+    assert torch.equal(ws(obj), was)
+
+def test_schedules_stand_still_within_a_step():
+    "All portions, and the teacher, see the share of training at which the first began"
+    obj,enc = ready('dino')
+    seen = []
+    for pct in (.1,.2,.3):
+        obj.pct_train = pct
+        with obj.held(): seen.append(obj.pct_train)
+    obj.after_step(enc)
+    assert seen==[.1]*3 and obj.pct_train==.1
+    obj.pct_train = .4
+    with obj.held(): assert obj.pct_train==.4
+
+@pytest.mark.parametrize('name', ['dino','swav'])
+@pytest.mark.parametrize('held', [False,True])
+def test_every_fit_is_counted(name, held):
+    "Also one whose first step is seen past the epochs in which prototypes stand still, or in which they never do"
+    obj,enc = ready(name, freeze=0)
+    for i,(pct,n) in enumerate(((.5,1),(.6,1),(.1,2))):
+        obj.pct_train = pct
+        with obj.held() if held else nullcontext(): term_of(obj, enc, seed=i)
+        obj.after_step(enc)
+        assert obj.fit_count.n==n and torch.isclose(obj.fit_count.at, torch.tensor(pct))
+
+class Usual(Objective):
+    "A user's own: a mean in a buffer, and an `after_step` that does not call the one of its base"
+    def __init__(self): self.register_buffer('mean', torch.zeros(12))
+    @once_a_step
+    def remember(self, z): self.mean = .5*self.mean + .5*z.mean(0)
+    def loss(self, z, t, y):
+        if self.training: self.remember(torch.cat(z))
+        return F.cosine_similarity(z[0], self.mean[None]+1).mean()
+    def after_step(self, encoder): self.stepped = True
+del Objective.registry['usual'] # Others' tests run over it
+
+def test_own_memory():
+    def _mean(sizes):
+        obj,enc,at = Usual(),create_encoder(conv_body()),0
+        for k in sizes:
+            with obj.set_up(enc).held(): obj(enc, two_views(batch(8)[0][at:at+k]))
+            at += k
+            assert not obj.mean.any()
+        obj.after_step(enc)
+        assert obj.stepped
+        return obj.mean
+    set_seed(1)
+    a = _mean((8,))
+    set_seed(1)
+    assert a.abs().sum()>0 and torch.allclose(a, _mean((3,5)), atol=1e-6)
+
+# In a learner that accumulates
+
+def _accumulated(obj, bs, n=32, cbs=(), epochs=2, **kwargs):
+    dls = make_dls(n=n, bs=bs, size=size, labelled=False)
+    set_seed(4)
+    learn = contrastive_learner(dls, conv_body(), obj, views=two_views, opt_func=partial(SGD, mom=0.), cbs=cbs, **kwargs)
+    return fit(learn, epochs, 'fit', .05)
+
+@pytest.mark.parametrize('name', ['dino','moco','ressl'])
+def test_accumulation_is_the_large_batch(name):
+    "Weights, teacher, centre, queue and counts after four steps; schedules included"
+    kw = dict(center_momentum=.5, warmup=.9, momentum=.7, n_prototypes=7, freeze=1)
+    a,b = (_accumulated(make(name, **kw), bs, cbs=cbs) for bs,cbs in ((16,()),(4,GradientAccumulation(16))))
+    for m,k in ((a.model,b.model),(getattr(a,name).objective,getattr(b,name).objective)): assert not differ(m.state_dict(), k.state_dict(), 1e-5)
+
+@each
+def test_accumulation_counts_steps(name):
+    "Counts of steps, fits and norms' batches are the large batch's; the portion that is left over at the end moves nothing"
+    bs = max(8, make(name).min_bs)
+    def _counts(bs, n, *cbs):
+        obj = make(name)
+        fit(contrastive_learner(make_dls(n=n, bs=bs, size=size), conv_body(), obj, opt_func=SGD, cbs=list(cbs)))
+        return {k:int(v) for k,v in obj.state_dict().items() if not v.is_floating_point() and k.split('.')[-1]!='met'}
+    assert _counts(bs, 5*bs, GradientAccumulation(2*bs))==_counts(2*bs, 4*bs)
+
+# Teachers
+
+teachers = [o for o in names if Objective.registry[o].teacher]
+
+class Drawing(nn.Module):
+    "What draws by looking at its own `training`: dropout in attention and in a function, stochastic depth, an LSTM's"
+    def __init__(self, nf):
+        super().__init__()
+        self.attn,self.lstm = nn.MultiheadAttention(nf, 2, dropout=.5, batch_first=True),nn.LSTM(nf, nf, 2, dropout=.5, batch_first=True)
+        self.drop,self.norm = nn.Dropout2d(.3),nn.BatchNorm2d(nf)
+    def forward(self, x):
+        t = x.flatten(2).mT
+        t = t+self.attn(t, t, t)[0]+self.lstm(t)[0]
+        if self.training: t = t*(torch.rand(len(t), 1, 1)>.4)
+        return self.norm(self.drop(F.dropout(t.mT.unflatten(2, x.shape[2:]), .2, self.training)))
+
+def drawing(obj, seed=0):
+    torch.manual_seed(seed)
+    return obj.prepare(create_encoder(nn.Sequential(*conv_body(bn=True), Drawing(12))))
+
+def answers(obj, views):
+    "What the teacher says of `views`, by whichever way the objective asks it"
+    with torch.no_grad():
+        if isinstance(obj, Objective.registry['densecl']): return torch.cat([o.flatten() for o in obj.embed(obj.ema.encoder, views[1], obj.ema)])
+        return torch.cat(obj.teach(views[obj.teacher_views])).flatten()
+
+@pytest.mark.parametrize('name', teachers)
+def test_a_teacher_does_not_draw(name):
+    "Whatever is called: `objective.train()`, `.eval()`, a forward, a step; and its norms have its student's mode"
+    obj,enc = ready(name, drawing)
+    views = views_of(obj, batch()[0])
+    norms = lambda m: [o for o in m.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)]
+    def _check():
+        a,b = answers(obj, views),answers(obj, views)
+        assert torch.allclose(F.cosine_similarity(a, b, dim=0), torch.ones(()), atol=1e-6)
+        assert [o.training for o in norms(obj.ema.encoder)]==[o.training for o in norms(enc)]
+        assert [o.training for o in norms(obj.ema.projector)]==[o.training for o in norms(obj.projector)]
+        assert not any(o.training for o in obj.ema.modules() if not isinstance(o, nn.modules.batchnorm._BatchNorm))
+    _check()
+    for f in (obj.train, lambda: obj.ema.train(), enc.eval, obj.eval, enc.train, obj.train):
+        f()
+        _check()
+    term_of(obj, enc).backward()
+    obj.after_step(enc)
+    _check()
+    norms(enc)[1].eval()
+    assert sum(o.training for o in norms(enc))==len(norms(enc))-1
+    _check()
+
+@pytest.mark.parametrize('name', teachers)
+def test_a_teacher_beside_frozen_norms(name):
+    "fastai's BnFreeze and `freeze`: the teacher's norms stand still with the student's, and then answer as the student's do"
+    obj = make(name, momentum=1., momentum_end=1.)
+    if name!='densecl': obj.momentum,obj.momentum_end = 1.,1.
+    dls,bodies = make_dls(n=16, size=size),[]
+    learn = contrastive_learner(dls, conv_body(bn=True), obj, opt_func=SGD, cbs=BnFreeze())
+    for m in learn.model[0].modules():
+        if isinstance(m, nn.BatchNorm2d): m.requires_grad_(False), m.running_mean.add_(1.), m.running_var.mul_(3.)
+    seen,x = [],batch()[0]
+    def _look(learn):
+        with torch.no_grad(): seen.append(F.cosine_similarity(*[m(x).flatten() for m in (learn.model[0],obj.ema.encoder)], dim=0))
+    fit(learn.add_cb(At('after_loss', _look)), 1, 'fit', 0.)
+    assert torch.allclose(seen[0], torch.ones(()), atol=1e-6)
+    for m in obj.ema.encoder.modules():
+        if isinstance(m, nn.BatchNorm2d): assert m.num_batches_tracked==0
+
+# One encoder
+
+@each
+def test_another_encoder_is_refused(name):
+    "One of the same shape, with what to do; the same in a new wrapper, frozen, or moved, is the same"
+    obj,enc = ready(name)
+    other = conv(obj, seed=1)
+    with pytest.raises(ValueError, match=f'{name} was set up for another encoder.*use a new {type(obj).__name__}.*load_state_dict'): obj.set_up(other)
+    for o in (Encoder(enc.body), enc.requires_grad_(False), enc.to(torch.float32), enc.eval()): assert obj.set_up(o) is obj
+    del enc,o
+    import gc; gc.collect()
+    with pytest.raises(ValueError, match=f'{name} was set up for another encoder'): obj.set_up(other)
+    obj.unbind()
+    assert obj.set_up(other) is obj
+    with pytest.raises(ValueError, match=f'{name} was set up for another encoder'): obj.set_up(conv(obj, seed=2))
+
+@each
+def test_copies_go_with_their_encoder(name):
+    "Copied together they stay together; copied alone an objective is free for one encoder; and it is no heavier when pickled"
+    obj,enc = ready(name)
+    for order in (1,-1):
+        both = deepcopy(dict([('obj',obj),('enc',enc)][::order]))
+        assert both['obj'].set_up(both['enc']) is both['obj']
+        with pytest.raises(ValueError, match='was set up for another encoder'): both['obj'].set_up(enc)
+        if obj.teacher:
+            both['enc'].eval()
+            both['obj'].ema.encoder
+            assert all(o() is None or any(o() is m for m in both['enc'].modules()) for o in both['obj'].ema.pairs['encoder'][1].refs)
+    alone = deepcopy(obj)
+    assert alone.set_up(conv(obj, seed=1)) is alone
+    with pytest.raises(ValueError, match='was set up for another encoder'): alone.set_up(enc)
+    b = io.BytesIO()
+    torch.save(obj, b)
+    b.seek(0)
+    assert torch.load(b, weights_only=False).set_up(conv(obj, seed=1))
+
+@each
+def test_a_callback_goes_on_from_a_checkpoint(name):
+    "Not with another model by itself; with one after `load_state_dict`; a copied learner goes on by itself"
+    dls,cb = make_dls(n=16, size=size),ContrastiveCallback(make(name))
+    learn = fit(contrastive_learner(dls, conv_body(), cb.objective))
+    cb = learn._grab_cbs(ContrastiveCallback)[0]
+    fit(deepcopy(learn))
+    fit(learn)
+    fresh = ContrastiveCallback(cb.objective)
+    with pytest.raises(ValueError, match=f'{name} was set up for another encoder'): fit(Learner(dls, ViewsOnly(conv(cb.objective, seed=1)), loss_func=TermOnly(), cbs=fresh))
+    other = contrastive_learner(dls, conv_body(), make(name))
+    new = other._grab_cbs(ContrastiveCallback)[0]
+    new.load_state_dict(cb.state_dict())
+    fit(other)
+
+def test_a_compiled_encoder_is_the_same_encoder():
+    obj,enc = ready('byol', partial(conv, bn=True))
+    obj.set_up(Encoder(torch.compile(enc.body, backend='eager')))
+    assert obj.ema.watches
+
+# Names
+
+@each
+def test_repr(name):
+    "Short, evaluates back, and shows the settings that are not the defaults"
+    cls = Objective.registry[name]
+    assert repr(cls())==f'{cls.__name__}()'
+    obj = make(name)
+    again = eval(repr(obj), {cls.__name__:cls})
+    assert repr(again)==repr(obj) and len(repr(obj))<120 and '\n' not in repr(obj)
+    for k,_ in settings_of(name): assert not hasattr(obj, k) or getattr(obj,k)==getattr(again,k), k
+    ready_obj = ready(name)[0]
+    assert repr(ready_obj)==repr(obj)==repr(deepcopy(ready_obj))
+
+def test_repr_shows_what_is():
+    o = Objective.registry['simclr'](.7)
+    assert repr(o)=='SimCLR(temp=0.7)'
+    o.temp = .2
+    assert repr(o)=='SimCLR()'
+    o.hidden = 64
+    assert repr(o)=='SimCLR(hidden=64)'

@@ -57,5 +57,5 @@ class AlignUniform(Objective):
 
     def loss(self, z, t, y):
         z1,z2 = map(gather, z)
-        spread = (uniform_loss(z1, self.t)+uniform_loss(z2, self.t))/2
-        return self.align*align_loss(z1, z2, self.alpha) + self.uniform*spread
+        align = self.align*align_loss(z1, z2, self.alpha)
+        return align + self.uniform*(uniform_loss(z1, self.t)+uniform_loss(z2, self.t))/2

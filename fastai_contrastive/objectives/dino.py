@@ -81,7 +81,8 @@ class DINO(Objective):
         return q.split([len(o) for o in scores])
 
     def loss(self, z, t, y):
-        frozen = self.epoch<self.freeze and self.fit_count(self.pct_train)<2
+        n_fit = self.fit_count(self.pct_train) # Also where it does not matter, or the fit would not be counted
+        frozen = self.epoch<self.freeze and n_fit<2
         sims = [self.prototypes(o, frozen=frozen) for o in z]
         t = [self.ema.prototypes(o) for o in t]
         qs = self.answers(t)

@@ -63,7 +63,8 @@ class SwAV(Objective):
         return sinkhorn(self.prototypes(torch.cat([old, rows])), self.eps, self.iters)[len(old):][mine]
 
     def loss(self, z, t, y):
-        frozen = self.epoch<self.freeze and self.fit_count(self.pct_train)<2
+        n_fit = self.fit_count(self.pct_train) # Also where it does not matter, or the fit would not be counted
+        frozen = self.epoch<self.freeze and n_fit<2
         sims = [self.prototypes(o, frozen=frozen) for o in z]
         qs = [self.assign(o, i) for i,o in enumerate(z[:2])]
         pairs = [(s,q) for i,q in enumerate(qs) for j,s in enumerate(sims) if i!=j]

@@ -161,7 +161,7 @@ def test_it_says_what_is_missing():
 def test_other_data_is_refused_before_the_first_batch():
     "Fewer images would be taken for the first ones of the memory"
     obj = PIRL(dim=8, n_neg=4)
-    fit(make_learn(term(objective=obj, views=None), make_dls(16, size=32)))
+    learn = fit(make_learn(term(objective=obj, views=None), make_dls(16, size=32)))
     for n in (12,20):
         with pytest.raises(ValueError, match=f'pirl remembers 16 images: the loader has {n}; use a new PIRL'): fit(make_learn(term(objective=obj, views=throw(KeyError())), make_dls(n, size=32)))
-    fit(make_learn(term(objective=obj, views=None), make_dls(16, size=32)))
+    fit(make_learn(term(objective=obj, views=None), make_dls(16, size=32), learn.model))
