@@ -198,7 +198,8 @@ def _w(self:ContrastiveCallback): return float(self.weight(self.learn.pct_train)
 @patch
 def _labels(self:ContrastiveCallback):
     "Labels of the batch, or None; a missing one (fastai's `#na#`) is -1"
-    yb,vocab = self.learn.yb,getattr(self.learn.dls, 'vocab', None)
+    # Beside a pretext task, `dls` speak of its answers; the labels in the batch are those of the data set
+    yb,vocab = self.learn.yb,getattr(getattr(self.learn.dls, 'clean_dls', self.learn.dls), 'vocab', None)
     if not len(yb) or not isinstance(yb[0], Tensor): return None
     y = yb[0].as_subclass(Tensor)
     return torch.where(y==0, -1, y) if isinstance(vocab, CategoryMap) and len(vocab) and vocab[0]=='#na#' else y
@@ -397,6 +398,7 @@ def finetune_learner(
 )->Learner: # Model: `nn.Sequential(encoder, classifier)`
     "A plain `Learner` with a linear classifier on `encoder`; raises `ValueError` for `dls` without labels, warns if the images are normalised in another way."
     enc = create_encoder(encoder, n_in)
+    dls = getattr(dls, 'clean_dls', dls) # The loaders of a pretext learner speak of its answers
     n_out = ifnone(n_out, getattr(dls, 'c', None))
     if not n_out: raise ValueError('finetune_learner needs labelled DataLoaders (dls.c says how many classes): pass labelled ones, or n_out=')
     _check_stats(enc, dls)
