@@ -31,7 +31,9 @@ def _is_one_set(dls):
     tr,va = (list(getattr(ds, 'items', [])) for ds in (dls.train_ds,dls.valid_ds))
     return bool(va) and all(isinstance(o, (str,Path)) for o in tr+va) and set(va)<=set(tr)
 
-def _name(dls, y): return '' if y is None else str(dls.vocab[int(y)]) if hasattr(dls, 'vocab') else str(int(y))
+def _name(dls, y):
+    dls = getattr(dls, 'clean_dls', dls) # The loaders of a pretext learner speak of its answers
+    return '' if y is None else str(dls.vocab[int(y)]) if hasattr(dls, 'vocab') else str(int(y))
 
 # %% ../nbs/runs/00_plots.ipynb #ce17dd36
 def show_neighbours(
