@@ -122,7 +122,8 @@ class AskedDL:
     task,clean,asks = None,None,None
     def __iter__(self): return map(_clean, super().__iter__())
     def __reduce__(self): return asked_dl, (self.clean, self.task)
-    def __getattr__(self, k):
+    vocab,c = (property(lambda self, k=k: _names(self.task, k)) for k in ('vocab','c'))
+    def __getattr__(self, k): # where a property has nothing to say, Python asks here, and fastai would ask the data set
         return _names(self.task, k) if k in ('vocab','c') else super().__getattr__(k)
 
     def new(self, *args, **kwargs):
@@ -223,8 +224,8 @@ def show_batch(self:AskedDL,
     "Show what the task asks of a batch."
     if b is None: b = (self.new(get_idxs=lambda: Inf.zeros) if unique else self).one_batch()
     if not show: return self._pre_show_batch(b, max_n)
-    if ctxs is not None or kwargs: return _show_batch(*self._pre_show_batch(b, max_n), ctxs=ctxs, max_n=max_n, **kwargs)
-    self.task.show(*map(detuplify, self._parts(b)), stats=dls_stats(self), max_n=max_n)
+    if ctxs is not None or kwargs: _show_batch(*self._pre_show_batch(b, max_n), ctxs=ctxs, max_n=max_n, **kwargs)
+    else: self.task.show(*map(detuplify, self._parts(b)), stats=dls_stats(self), max_n=max_n)
 
 @patch
 def show_results(self:AskedDL,

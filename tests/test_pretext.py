@@ -854,3 +854,25 @@ def test_repr_makes_the_task_again():
         assert repr(eval(repr(o)))==repr(o)
     assert [str(o) for o in (Rotation(), Rotation(True), Inpainting(), Inpainting(grid=4, loss='l2'))]== \
         ['Rotation()', 'Rotation(all_four=True)', 'Inpainting()', "Inpainting(grid=4, loss='l2')"]
+
+def test_labels_of_the_data_are_still_found(folder):
+    "Where a pretext learner's loaders are used for something else, the labels keep their own names"
+    from fastai_contrastive.core import finetune_learner
+    from fastai_contrastive.plots import show_neighbours
+    cb = ContrastiveCallback(SimCLR())
+    na = DataLoaders.from_dsets([(TensorImage(torch.rand(3,16,16)),TensorCategory(i%3)) for i in range(8)], bs=4, num_workers=0, device='cpu')
+    na = DataLoaders(na.train, na.train)
+    na.train.vocab = CategoryMap(['a','b'], add_na=True)
+    seen = []
+    class Spy(Callback):
+        order = ContrastiveCallback.order
+        def before_batch(self): seen.append((self.y.clone(), cb._labels()))
+    learn = pretext_learner(na, tiny(), Rotation(), cbs=[cb, Spy()])
+    with quietly(learn): learn.fit(1)
+    for y,l in seen: assert torch.equal(torch.where(y==0, -1, y).as_subclass(Tensor), l) # fastai's missing label
+    dls = file_dls(folder, 'labelled')
+    learn = pretext_learner(dls, tiny(), Rotation())
+    tuned = finetune_learner(learn.dls, learn.model[0])
+    assert tuned.model[1].out_features==3 and list(tuned.dls.vocab)==['a','b','c']
+    show_neighbours(learn, learn.dls, n=2, k=2, pbar=False)
+    assert {o.get_title() for o in plt.gcf().axes}<={'a','b','c',''}

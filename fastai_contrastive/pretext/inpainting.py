@@ -29,7 +29,7 @@ def random_cells(
     k = _n_cells(grid, area)
     return (torch.rand(bs, grid*grid, device=device).argsort(1) < k).view(bs, 1, grid, grid)
 
-# %% ../../nbs/pretext/02_inpainting.ipynb #3098719a
+# %% ../../nbs/pretext/02_inpainting.ipynb #a6c1870d
 def _weighted(e, mask, rest):
     "Mean of `e` for each image, removed pixels counting 1 and the others `rest`"
     if mask.shape!=e.shape:
@@ -40,7 +40,7 @@ def _weighted(e, mask, rest):
         'every image needs a pixel that is removed, or rest above 0')
     return (e*w).flatten(1).sum(1)/n
 
-# %% ../../nbs/pretext/02_inpainting.ipynb #58465956
+# %% ../../nbs/pretext/02_inpainting.ipynb #7f85d966
 class MaskedLoss:
     "Distance of `pred` from the image, averaged over each image's removed pixels (and, with weight `rest`, the others)."
     reductions = dict(mean=Tensor.mean, sum=Tensor.sum, none=noop)
