@@ -19,7 +19,7 @@ from .pretext import *
 from .given import *
 from .recipes import *
 
-# %% ../nbs/runs/05_bench.ipynb #52c97d81
+# %% ../nbs/runs/05_bench.ipynb #0e6e0dc1
 bench_cases = ('simclr','rotation+simclr','inpainting+simclr','labels+simclr')
 
 def split_case(
@@ -51,10 +51,11 @@ def bench_learner(
     obj,enc = get_objective(obj),build_arch(arch, arch_args)
     path = _bench_path(data, size)
     if task: enc = obj.prepare(enc)
-    if task=='labels': return finetune_learner(labelled_dls(path, size, bs, **kwargs), enc, cbs=ContrastiveCallback(obj))
-    dls = pretrain_dls(path, size, bs, labels=obj.needs_labels, **kwargs)
-    if task: return pretext_learner(dls, enc, task, cbs=ContrastiveCallback(obj))
-    return contrastive_learner(dls, enc, obj)
+    if task=='labels': dls = labelled_dls(path, size, bs, **kwargs)
+    else: dls = pretrain_dls(path, size, bs, labels=obj.needs_labels, **kwargs)
+    if not task: return contrastive_learner(dls, enc, obj)
+    cb = ContrastiveCallback(obj)
+    return finetune_learner(dls, enc, cbs=cb) if task=='labels' else pretext_learner(dls, enc, task, cbs=cb)
 
 # %% ../nbs/runs/05_bench.ipynb #55bddeef
 def limit_step(
@@ -123,7 +124,7 @@ def _turns(learn, clock, n, repeats, lr):
     _time(step, 1)
     return [(_time(step, n),*_block()) for _ in range(repeats)]
 
-# %% ../nbs/runs/05_bench.ipynb #3cfc950c
+# %% ../nbs/runs/05_bench.ipynb #5d126cc7
 def bench_case(
     case:str='simclr', # As for `split_case`
     n:int=10, # Steps a block
@@ -135,12 +136,13 @@ def bench_case(
     check_numbers(n=n, repeats=repeats, lr=lr)
     learn,clock = bench_learner(case, **kwargs),StepClock(n)
     have,bs = len(learn.dls.train),learn.dls.train.bs
-    if have<n+1: raise ValueError(f'{case}: the data has {have} batches of {bs}, {n+1} are needed; pass a smaller n or bs')
+    if have<n+1:
+        raise ValueError(f'{case}: the data has {have} batches of {bs}, {n+1} are needed; pass a smaller n or bs')
     limit,whole,waited = zip(*_turns(learn, clock, n, repeats, lr))
     ratios = [l/w for l,w in zip(limit, whole)]
-    return dict(case=case, n=n, repeats=repeats, limit=round(n*bs/median(limit), 1), learner=round(n*bs/median(whole), 1),
-        ratio=round(median(ratios), 3), ratios=[round(o, 3) for o in ratios],
-        waiting=round(median(a/w for w,a in zip(whole, waited)), 3))
+    speeds = dict(limit=round(n*bs/median(limit), 1), learner=round(n*bs/median(whole), 1))
+    return dict(case=case, n=n, repeats=repeats, **speeds, ratio=round(median(ratios), 3),
+        ratios=[round(o, 3) for o in ratios], waiting=round(median(a/w for w,a in zip(whole, waited)), 3))
 
 # %% ../nbs/runs/05_bench.ipynb #dada3efe
 def bench_rows(
@@ -159,7 +161,8 @@ def bench_rows(
     "Every case, one after another; raises `ValueError` before the first for what is wrong with any of them."
     check_numbers(size=size, bs=bs, n=n, repeats=repeats, num_workers=num_workers, threads=threads)
     for c in cases: split_case(c)
-    kw,rows,was = dict(data=data, size=size, arch=arch, arch_args=arch_args, bs=bs, num_workers=num_workers),[],torch.get_num_threads()
+    kw = dict(data=data, size=size, arch=arch, arch_args=arch_args, bs=bs, num_workers=num_workers)
+    rows,was = [],torch.get_num_threads()
     if threads: torch.set_num_threads(threads)
     settings = {**kw, 'kind':'bench', 'data':str(data), 'arch_args':arch_args or {}, 'threads':torch.get_num_threads()}
     try:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_numbers', 'setting_names', 'build_part', 'build_arch', 'data_path', 'pretrain_dls']
 
-# %% ../nbs/runs/02_given.ipynb #313e661f
+# %% ../nbs/runs/02_given.ipynb #bde6aed6
 import difflib, inspect, re, torchvision
 from numbers import Integral
 from fastai.vision.all import *
@@ -14,7 +14,7 @@ from fastai.data.external import fastai_path
 from .encoder import *
 from .data import *
 
-# %% ../nbs/runs/02_given.ipynb #f6c1015a
+# %% ../nbs/runs/02_given.ipynb #316bb4b2
 _whole = dict(size=1, bs=1, epochs=1, finetune_epochs=1, k=1, knn=1, n=1, repeats=1, seed=0, num_workers=0, threads=0)
 _above,_least = ('lr','C'),('wd','weight')
 
@@ -34,7 +34,7 @@ def check_numbers(
     for k,v in kwargs.items():
         if v is not None and (want := _want(k, v)): raise ValueError(f'{k} {want}: got {v}')
 
-# %% ../nbs/runs/02_given.ipynb #f5d87144
+# %% ../nbs/runs/02_given.ipynb #c35b3441
 def setting_names(
     f:Callable, # A class or a function
 )->list: # Names of what it can be given by name
@@ -54,7 +54,7 @@ def _named(f):
     by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     return [p.name for p in ps if p.kind in by_name and p.name!='self'], any(p.kind==p.VAR_KEYWORD for p in ps)
 
-# %% ../nbs/runs/02_given.ipynb #3a4bb2a7
+# %% ../nbs/runs/02_given.ipynb #85f6f246
 def _unknown(what, name, k, names):
     "The error for setting `k` that `name` does not have"
     near = difflib.get_close_matches(k, names, 1, .5)
@@ -68,7 +68,7 @@ def build_part(
     name:str|None=None, # What is built, for messages; `f`'s own name if None
     names:list|None=None, # Settings there are; those of `setting_names` if None
 )->object: # `f(**args)`
-    "Call `f` with settings; raises `ValueError` that says whose setting is unknown, or which settings it does not take."
+    "Call `f` with settings; raises `ValueError` that says whose setting is unknown, or not taken."
     name,names = ifnone(name, f.__name__.lower()),ifnone(names, setting_names(f))
     for k in args:
         if k not in names: raise _unknown(what, name, k, names)
@@ -77,7 +77,7 @@ def build_part(
         if not args: raise
         raise ValueError(f'{what}: {e}') from e
 
-# %% ../nbs/runs/02_given.ipynb #d9f5b161
+# %% ../nbs/runs/02_given.ipynb #43265dd0
 def _arch_settings(name):
     "Settings of the model that is called `name`; empty where there is no telling"
     try:
@@ -93,7 +93,7 @@ def build_arch(
     arch:str|nn.Module|Callable, # As for `create_encoder`
     args:dict|None=None, # Settings of the arch
 )->Encoder:
-    "`create_encoder` with settings; raises `ValueError` for an unknown arch, an unknown setting, or settings it does not take."
+    "`create_encoder` with settings; raises `ValueError` for an unknown arch or setting, or one not taken."
     args,name = args or {},arch if isinstance(arch, str) else getattr(arch, '__name__', type(arch).__name__)
     if args.get('n_in', 3)!=3: raise ValueError(f'arch_args: images are read as RGB, so n_in is 3: got {args["n_in"]}')
     try: return create_encoder(arch, **args)
@@ -103,14 +103,14 @@ def build_arch(
         if not args or str(e).startswith('unknown arch'): raise
         raise ValueError(f'arch_args: {name} cannot be built with {args}: {e}') from e
 
-# %% ../nbs/runs/02_given.ipynb #14a48615
+# %% ../nbs/runs/02_given.ipynb #9b150b18
 _known_data = 'imagenette','imagewoof','imagewang'
 
 def data_path(
     data:str|Path, # 'imagenette', 'imagewoof', 'imagewang', 'synth', or a folder
     size:int=128, # Pixels, which decide the version that is fetched
 )->Path:
-    "Where the images of `data` are, fetched or drawn if need be; raises `OSError` for what is neither a name nor a folder."
+    "Where the images are, fetched or drawn if need be; raises `OSError` for what is neither a name nor a folder."
     if data=='synth':
         return synth_images(fastai_path('data')/f'synth-demo-{size}', n_train=20, n_unsup=2000, n_valid=40, size=size)
     if data in _known_data:
@@ -121,14 +121,15 @@ def data_path(
     if path.exists(): raise NotADirectoryError(f'{data} is a file: name the folder that the images are in')
     raise FileNotFoundError(f'no folder {data}.{nearest(str(data), [*_known_data,"synth"])}')
 
-# %% ../nbs/runs/02_given.ipynb #57e64431
+# %% ../nbs/runs/02_given.ipynb #583f8a64
 def _pretrain_folders(path, with_val):
     "Which folders of `path` pretraining sees; None for all of it"
     seen,held = ([o for o in os if (path/o).is_dir()] for os in (('train','unsup'),('val','valid')))
     if with_val and not held:
-        raise ValueError(f'with_val=True, but {path} has no folder val or valid: leave it out, all images are seen then')
+        raise ValueError(f'with_val=True, but {path} has no folder val or valid: leave it out, all is seen then')
     if held and not seen and not with_val:
-        raise ValueError(f'{path} has validation images ({", ".join(held)}) and neither train nor unsup: name a folder below it')
+        raise ValueError(f'{path} has validation images ({", ".join(held)}) and neither train nor unsup: '
+                         'name a folder below it')
     return seen+held*with_val if 'train' in seen or held else None
 
 def pretrain_dls(
@@ -139,9 +140,10 @@ def pretrain_dls(
     labels:bool=False, # The labelled images of `train/` with their labels instead, validated on `val/`?
     **kwargs # For `unlabeled_dls`, or `labelled_dls`
 )->DataLoaders:
-    "Dataloaders over what pretraining may see of `data`; raises `ValueError` for labels together with validation images."
+    "Dataloaders over what pretraining may see of `data`; raises `ValueError` for labels with validation images."
     if labels and with_val:
-        raise ValueError('with_val would train on the labels of val/: leave it out, or take an objective that needs no labels')
+        raise ValueError('with_val would train on the labels of val/: leave it out, '
+                         'or take an objective that needs no labels')
     path = data_path(data, size)
     if labels: return labelled_dls(path, size, bs, augment=False, **kwargs)
     return unlabeled_dls(path, size, bs, folders=_pretrain_folders(path, with_val), **kwargs)

@@ -17,7 +17,7 @@ def _figure(nrows, ncols, size, dpi=72):
     plt.close(fig)
     return fig,axs
 
-# %% ../nbs/runs/00_plots.ipynb #ffca270b
+# %% ../nbs/runs/00_plots.ipynb #76b0d650
 @no_random(reproducible=False)
 def _pictures(dl, idxs):
     "Decoded images of `dl` at `idxs`, and their labels if there are any"
@@ -39,7 +39,7 @@ def _name(dls, y):
 # %% ../nbs/runs/00_plots.ipynb #ce17dd36
 def show_neighbours(
     encoder:nn.Module|Learner, # `Encoder`, module or `Learner`
-    dls:DataLoaders, # Neighbours come from the training set, queries from the validation set, or the former if that is all
+    dls:DataLoaders, # Neighbours come are training images, queries validation images, or training images if that is all
     n:int=5, # Queries, drawn at random
     k:int=5, # Neighbours of each
     seed:int=0, # Of the draw
@@ -92,7 +92,7 @@ def plot_terms(
     learn:Learner, # After a fit
     cols:str|list|None=None, # Columns to show beside the losses; all if None
 )->plt.Figure:
-    "The last fit's losses and its further columns, by epoch; raises `ValueError` before a fit and for an unknown column."
+    "Losses and further columns of the last fit by epoch; raises `ValueError` before a fit and for an unknown column."
     rec = learn.recorder
     if not len(getattr(rec, 'values', [])): raise ValueError('nothing recorded: call fit first')
     names = [o for o in rec.metric_names if o not in ('epoch','time')]
@@ -124,7 +124,8 @@ def plot_embedding(
     vocab:list|None=None, # Names of the classes
 )->plt.Figure:
     "Features on their first two principal components; raises `ValueError` for fewer than two rows or columns, or nan."
-    if feats.ndim!=2 or min(feats.shape)<2: raise ValueError(f'feats must be (n, nf), both ≥ 2: got {tuple(feats.shape)}')
+    if feats.ndim!=2 or min(feats.shape)<2:
+        raise ValueError(f'feats must be (n, nf), both ≥ 2: got {tuple(feats.shape)}')
     if not torch.isfinite(feats).all(): raise ValueError('feats hold infinite or nan values')
     if labels is not None and len(labels)!=len(feats): raise ValueError(f'{len(feats)} feats but {len(labels)} labels')
     xy,share = _components(feats.detach().cpu().double())

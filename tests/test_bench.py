@@ -18,6 +18,12 @@ def test_case(tiny, case):
     assert 0<row['ratio']<2 and len(row['ratios'])==2 and 0<=row['waiting']<1
     assert row['limit']>0 and row['learner']>0 and (row['case'],row['n'],row['repeats'])==(case,2,2)
 
+@pytest.mark.parametrize('case', ['supcon','rotation+supcon','labels+supcon','pirl','cmc','rotation+cmc','labels+cmc','moco','dino','cpc'])
+def test_objectives_of_other_needs(tiny, case):
+    "Labels, the numbers of the images, an encoder of its own kind, a teacher: alone, beside a task and beside labels"
+    row = B.bench_case(case, n=1, repeats=1, **{**tiny, 'size':64 if case=='cpc' else 32})
+    assert row['ratio']>0 and row['case']==case
+
 class Count(Callback):
     order = 98
     def before_fit(self): self.steps,self.valid = 0,0
@@ -46,6 +52,13 @@ def test_unknown_case(tiny, case, msg):
 
 def test_too_few_batches(tiny):
     with pytest.raises(ValueError, match='smaller n or bs'): B.bench_case('simclr', n=5, **tiny)
+
+def test_all_cases_are_looked_at_first(tiny, monkeypatch):
+    "A slip in the last case does not cost the first"
+    monkeypatch.setattr(B, 'bench_case', lambda *a, **k: pytest.fail('measured before the mistake was found'))
+    for cases in (['simclr','simcrl'], ['simclr','rotatoin+simclr']):
+        with pytest.raises(ValueError, match='Did you mean'): B.bench_rows(cases, n=1, repeats=1, **tiny)
+    with pytest.raises(ValueError, match='repeats must be 1 or more'): B.bench_rows(['simclr'], n=1, repeats=0, **tiny)
 
 def test_command(tiny, tmp_path, capsys):
     was = torch.get_num_threads()

@@ -1,5 +1,5 @@
 "The commands: what they print, what they write, and what they say to a mistake"
-import json, runpy, shutil, subprocess, sys
+import json, os, re, runpy, shlex, shutil, signal, subprocess, sys, time
 from importlib import reload
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from fastai_contrastive import cli, recipes
 from fastai_contrastive.core import Objective
 from fastai_contrastive.data import image_files, synth_images
-from fastai_contrastive.encoder import create_encoder, load_encoder, save_encoder
+from fastai_contrastive.encoder import create_encoder, encoder_info, load_encoder, save_encoder
 from fastai_contrastive.pretext.core import PretextTask
 
 commands = dict(demo='demo', pretrain='pretrain', finetune='finetune', eval='evaluate', bench='bench')
@@ -63,7 +63,7 @@ def test_help_knows_a_new_objective():
 mistakes = [
     ('pretrain', '--objective simcrl', "Did you mean 'simclr'"),
     ('pretrain', '--task rotatoin', "'rotation'"),
-    ('pretrain', '', 'task= or objective='),
+    ('pretrain', '', 'pass --task or --objective'),
     ('pretrain', '--objective simclr --epochs 0', 'epochs must be 1 or more: got 0'),
     ('pretrain', '--objective simclr --bs 0', 'bs must be 1 or more: got 0'),
     ('pretrain', '--objective simclr --weight -1', 'weight must be 0 or more'),
@@ -94,6 +94,54 @@ mistakes = [
     ('demo', '--epochs 0', 'epochs must be 1 or more'),
     ('demo', '--n-labelled 10', '20 labelled images'),
     ('demo', '--out FILE', 'is a file'),
+    # Numbers out of range, found alike by every command
+    *[(c, f'{o} {k} {v}', want) for c,o in dict(pretrain='--objective simclr', finetune='--encoder WEIGHTS', eval='--encoder WEIGHTS', bench='').items()
+      for k,v,want in [('--size',0,'size must be 1 or more: got 0'), ('--num-workers',-1,'--num-workers must be 0 or more: got -1')]],
+    *[(c, f'{o} {k} {v}', want) for c,o in dict(pretrain='--objective simclr', finetune='--encoder WEIGHTS').items()
+      for k,v,want in [('--epochs',-1,'epochs must be 1 or more: got -1'), ('--lr','nan','lr must be a finite number: got nan'),
+                       ('--wd',-1,'wd must be 0 or more'), ('--seed',-1,'seed must be 0 or more'), ('--bs','1.5',"invalid int value: '1.5'")]],
+    ('pretrain', '--objective simclr --weight inf', 'weight must be a finite number'),
+    ('pretrain', '--objective simclr --knn 0', 'knn must be 1 or more: got 0'),
+    ('finetune', '--encoder WEIGHTS --pct 50', '50% is .5'),
+    ('finetune', '--encoder WEIGHTS --pct nan', 'pct'),
+    ('eval', '--encoder WEIGHTS -k 0', 'k must be 1 or more: got 0'),
+    ('eval', '--encoder WEIGHTS --C 0', 'C must be above 0'),
+    ('bench', '--n 0', 'n must be 1 or more'),
+    ('bench', '--cases ,', 'no cases'),
+    ('bench', '--cases simclr,rotation+simcrl', "'simclr'"),
+    ('demo', '--size 0', 'size must be 1 or more'),
+    # Settings of something that is not there, unknown ones, refused ones
+    ('pretrain', '--task rotation --objective-args temp=.5', 'without --objective'),
+    ('pretrain', '--objective simclr --task-args grid=4', 'without --task'),
+    ('pretrain', '--objective simclr --objective-args tmp=.5', "--objective-args: simclr has no 'tmp'; its settings are temp, dim, hidden. Did you mean 'temp'?"),
+    ('pretrain', '--task inpainting --task-args gird=4', "--task-args: inpainting has no 'gird'; its settings are area, grid, loss, rest, nh. Did you mean 'grid'?"),
+    ('pretrain', '--task rotation --objective simclr --views-args hues=.5', "Did you mean 'hue'?"),
+    ('pretrain', '--objective simclr --arch-args widne=.5', "--arch-args: xresnet34 has no 'widne'"),
+    ('pretrain', '--objective simclr --arch resnet18 --arch-args group=2', "Did you mean 'groups'?"),
+    ('pretrain', '--objective simclr --arch-args arch=2', "xresnet34 has no 'arch'"),
+    ('pretrain', '--objective simclr --arch-args n_in=1', 'n_in is 3'),
+    ('pretrain', "--objective simclr --objective-args temp='x'", '--objective-args: '),
+    ('pretrain', '--objective simclr --arch-args widen=-1', '--arch-args: xresnet34 cannot be built'),
+    ('pretrain', '--objective simclr --views-args size=-5', '--views-args: size must be None, a whole number of pixels > 0, or (height, width): got size=-5'),
+    ('finetune', '--encoder xresnet18 --arch-args widne=.5 --data SHAPES', "Did you mean 'widen'?"),
+    ('finetune', '--encoder WEIGHTS --arch-args widen=.5 --data SHAPES', 'of --arch-args are for an arch to start from scratch'),
+    ('bench', '--arch-args group=2', "Did you mean 'groups'?"),
+    # Files and folders
+    ('pretrain', '--objective simclr --data FILE', 'is a file: name the folder'),
+    ('pretrain', '--objective simclr --data=', 'data is empty'),
+    ('pretrain', '--objective simclr --data SHAPES --out EMPTY', 'is a folder: name a file in it'),
+    ('pretrain', '--objective simclr --data SHAPES --out=', 'out is empty'),
+    ('pretrain', '--objective simclr --data UNSUP --with-val', 'no folder val or valid'),
+    ('pretrain', '--objective simclr --data HELD', 'neither train nor unsup'),
+    ('finetune', '--encoder none/w --data SHAPES', 'no weights at none/w'),
+    ('finetune', '--encoder FILE --data SHAPES', 'is not a safetensors file'),
+    ('finetune', '--encoder xresent18 --data SHAPES', "'xresnet18'"),
+    ('eval', '--encoder ~/none.safetensors', 'no weights at'),
+    # Options
+    ('pretrain', '--objective simclr --epoch_s 5', 'Did you mean --epochs?'),
+    ('pretrain', '--objective simclr --objective-args temp=.5, dim=64', 'key=value,key=value'),
+    ('eval', '--encoder WEIGHTS --frobnicate', 'see --help'),
+    ('finetune', '--encoder WEIGHTS --epochs', 'expected one argument'),
 ]
 
 @pytest.mark.parametrize('name,args,msg', mistakes, ids=lambda o: o if o in commands else None)
@@ -103,12 +151,13 @@ def test_mistake(run, tmp_path, shapes, weights, monkeypatch, name, args, msg):
     (tmp_path/'EMPTY').mkdir()
     (tmp_path/'FILE').write_text('')
     (tmp_path/'junk.safetensors').write_bytes(b'junk')
-    for k,v in dict(EMPTY=tmp_path/'EMPTY', FILE=tmp_path/'FILE', JUNK=tmp_path/'junk.safetensors', UNSUP=shapes/'unsup', SHAPES=shapes, WEIGHTS=weights).items():
+    (tmp_path/'HELD'/'valid').mkdir(parents=True)
+    for k,v in dict(HELD=tmp_path/'HELD', EMPTY=tmp_path/'EMPTY', FILE=tmp_path/'FILE', JUNK=tmp_path/'junk.safetensors', UNSUP=shapes/'unsup', SHAPES=shapes, WEIGHTS=weights).items():
         args = args.replace(k, str(v))
     status,_,err = run(name, *args.split())
     assert status==2
     lines = err.strip().split('\n')
-    if not lines[0].startswith('usage:'): assert len(lines)==1, err
+    assert len(lines)==1, err
     assert lines[-1].startswith(f'contrastive-{name}: error: ') and msg in lines[-1]
     assert not list(Path.cwd().iterdir()) and not list((tmp_path/'EMPTY').iterdir())
 
@@ -141,7 +190,7 @@ def test_pretrain_finetune_eval(run, shapes):
     row = json.loads(Path('w0.5.json').read_text())
     for k in [*recipe_fields(), *where, 'kind','name','images','steps','seconds','columns','values']: assert k in row
     assert row['name']=='rotation+simclr' and row['weight']==.5 and row['arch_args']=={'widen':.25} and row['views_args']=={'hue':.5,'scale':[.4,1]}
-    assert row['columns']==['train_loss','valid_loss','accuracy','simclr','knn_acc'] and len(row['values'])==1
+    assert row['columns']==['train_loss','valid_loss','accuracy','simclr_loss','knn_acc'] and len(row['values'])==1
     table = [o for o in out.split('\n') if o.strip().startswith(('epoch','0 '))]
     assert len(table)==2 and '\r' not in out and '█' not in out
 
@@ -194,7 +243,7 @@ def test_corrupt_image(run, shapes, tmp_path, workers):
 
 def test_lines_in_a_terminal(shapes, monkeypatch, capsys):
     "Counts are written over; what stays is a line an epoch"
-    monkeypatch.setattr(cli, 'is_terminal', lambda: True)
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
     recipes.finetune('xresnet18', shapes, None, 32, 16, 2, arch_args=dict(widen=.25), num_workers=0, cbs=cli.Lines(every=0))
     out = capsys.readouterr().out
     assert 'training 2/2' in out and 'to go' in out
@@ -236,3 +285,290 @@ def test_a_column_without_a_number(run, shapes):
 def test_cmc_beside_a_task(run, shapes):
     assert run('pretrain', '--data', shapes, '--objective', 'cmc', '--task', 'rotation', *tiny, '--out', 'w')[0]==0
     assert load_encoder('w.safetensors').arch=='split:xresnet18'
+
+# What is no list of key=value literals, and the commands and options that take one
+no_settings = ['temp', '.5', 'temp,dim=64', 'temp:.5', "'temp=.5'", "temp=.5,'dim'", '**x', "**{'temp':.5}", 'temp=.5,temp=.6', 'temp=1e-3*2', 'temp=abs(1)',
+    'a=dict(temp=.5)', 'a={1,2}', 'a=b"x"', 'a=1j', 'a=1e999', 'temp=x', 'temp==.5', 'temp=', '=.5', 'temp=.5;dim=3', 'temp=.5)+dict(dim=3', 'temp=(.5', '[.5]', 'temp=.5 dim=3',
+    'temp=.5)(dim=3', 'temp=.5 for x in y', "f'{1}'", 'temp=...']
+takers = [('pretrain','objective-args'), ('pretrain','task-args'), ('pretrain','arch-args'), ('pretrain','views-args'), ('finetune','arch-args'), ('bench','arch-args')]
+
+@pytest.mark.parametrize('text', no_settings)
+def test_no_settings(run, monkeypatch, text):
+    "Refused as a whole, with the right form, by every option that takes settings"
+    monkeypatch.setattr(Learner, 'fit', lambda *a, **k: pytest.fail('trained'))
+    for name,opt in takers:
+        status,out,err = run(name, '--encoder' if name=='finetune' else f'--{opt}={text}', *(['xresnet18',f'--{opt}={text}'] if name=='finetune' else []))
+        assert (status,out)==(2,'') and err.count('\n')==1, err
+        assert 'key=value,key=value' in err and '"loss=\'l2\',grid=4"' in err and f'--{opt}' in err and err.rstrip().endswith(text)
+
+@pytest.mark.parametrize('text,want', [('', {}), ('a=1', dict(a=1)), ("a='x y',b=(1,2),c=[None,True],d={'e':-.5},", dict(a='x y', b=(1,2), c=[None,True], d={'e':-.5})),
+    (' a = 1e-3 , b = "a,b=c" ', dict(a=1e-3, b='a,b=c'))])
+def test_settings(text, want): assert cli.settings(text)==want
+
+@pytest.mark.parametrize('name', commands)
+def test_spelling(name):
+    "Every option of every command with hyphens, with underscores, and in capitals; its value stays as it is"
+    p = cli.command_parser(getattr(cli, commands[name]), 'x')
+    need = ['--encoder','a_B'] if name in ('finetune','eval') else []
+    n = 0
+    for a in p._actions:
+        if a.dest in ('help','pdb','xtra'): continue
+        val = [] if a.nargs==0 else ['a_B=1' if a.type is cli.settings else 'a_B' if a.type is str else '3']
+        for o in a.option_strings:
+            for s in (o, '--'+o[2:].replace('-','_') if o[:2]=='--' else o, o.upper()):
+                got = cli.parse_options(p, [*need, s, *val])[a.dest]
+                assert got==(True if not val else val[0] if a.type is str else {'a_B':1} if a.type is cli.settings else a.type(val[0])), s
+                n += 1
+    assert n>20
+
+@pytest.mark.parametrize('name', commands)
+@pytest.mark.parametrize('cols', [60,100,200])
+def test_help_fits(run, monkeypatch, name, cols):
+    monkeypatch.setenv('COLUMNS', str(cols))
+    status,out,_ = run(name, '--help')
+    assert status==0 and max(map(len, out.split('\n')))<=min(cols, 100)
+
+class Now:
+    "Raises `e` in batch `batch` of epoch `epoch` of any fit"
+    def __init__(self, monkeypatch, epoch, e=KeyboardInterrupt, batch=0):
+        def _after_batch(cb):
+            if cb.training and (cb.epoch,cb.iter)==(epoch,batch): raise e
+        monkeypatch.setattr(cli.Lines, 'after_batch', _after_batch)
+
+def test_interrupt_says_what_was_saved(run, shapes, monkeypatch):
+    "Before the first epoch nothing, after it the epoch and how many were asked for, in the message, the header and the row"
+    args = ['--data', shapes, '--objective', 'simclr', *tiny, '--epochs', 3, '--out', 'w']
+    with monkeypatch.context() as m:
+        Now(m, 0)
+        status,_,err = run('pretrain', *args)
+    assert status==130 and err.strip()=='contrastive-pretrain: interrupted: nothing was saved' and not list(Path.cwd().iterdir())
+    assert run('pretrain', *args)[0]==0
+    whole,row = Path('w.safetensors').read_bytes(),json.loads(Path('w.json').read_text())
+    assert (row['epoch'],row['epochs'],row['finished'])==(3, 3, True)
+    assert {k:encoder_info('w.safetensors')['recipe'][k] for k in ('epoch','epochs','finished')}==dict(epoch=3, epochs=3, finished=True)
+    with monkeypatch.context() as m:
+        Now(m, 0, batch=1)
+        err = run('pretrain', *args, '--seed', 1)[2]
+    assert err.strip()=="contrastive-pretrain: interrupted: nothing was saved; w.safetensors is an earlier run's"
+    assert Path('w.safetensors').read_bytes()==whole and json.loads(Path('w.json').read_text())==row
+    with monkeypatch.context() as m:
+        Now(m, 2)
+        status,out,err = run('pretrain', *args, '--seed', 1)
+    assert status==130 and err.strip()=='contrastive-pretrain: interrupted: w.safetensors holds the encoder after epoch 2 of 3' and 'next:' not in out
+    head,row = encoder_info('w.safetensors')['recipe'],json.loads(Path('w.json').read_text())
+    for o in (head,row): assert (o['seed'],o['epoch'],o['epochs'],o['finished'])==(1, 2, 3, False)
+    assert len(row['values'])==2
+    # Whoever uses it is told, and the row remembers
+    with pytest.warns(UserWarning, match='stopped after epoch 2 of 3'):
+        assert run('eval', '--encoder', 'w', '--data', shapes, '--size', 32, '--num-workers', 0, '--c', .1)[0]==0
+    assert json.loads(Path('w.eval.json').read_text())['encoder_epoch']==2
+
+def test_an_old_row_goes_before_new_weights(run, shapes, monkeypatch):
+    "Killed right after the weights were written, a run leaves no row of another"
+    args = ['--data', shapes, '--objective', 'simclr', *tiny, '--out', 'w']
+    assert run('pretrain', *args)[0]==0 and Path('w.json').exists()
+    def _killed(*a): raise KeyboardInterrupt
+    monkeypatch.setattr(recipes, 'write_row', _killed)
+    assert run('pretrain', *args, '--seed', 1)[0]==130
+    assert encoder_info('w.safetensors')['recipe']['seed']==1 and not Path('w.json').exists()
+
+def test_interrupt_of_the_others(run, shapes, weights, monkeypatch):
+    "Fine-tuning and the benchmark say what there is; a row of an earlier run is called that"
+    args = ['--encoder', weights, '--data', shapes, '--size', 32, '--epochs', 2, '--num-workers', 0, '--out', 'f']
+    for more in ('', '; f.json is the row of an earlier run'):
+        with monkeypatch.context() as m:
+            Now(m, 1)
+            status,_,err = run('finetune', *args)
+        assert status==130 and err.strip()=='contrastive-finetune: interrupted: fine-tuning stopped in epoch 2 of 2, nothing was written'+more
+        if not more: assert not Path('f.json').exists() and run('finetune', *args)[0]==0
+    case,n = cli.bench_rows.__globals__['bench_case'],[]
+    def _second(c, *a, **k):
+        n.append(c)
+        if len(n)==2: raise KeyboardInterrupt
+        return case(c, *a, **k)
+    monkeypatch.setitem(cli.bench_rows.__globals__, 'bench_case', _second)
+    bench = ['--data', shapes, '--cases', 'simclr,rotation+simclr', '--arch', 'xresnet18', '--arch-args', 'widen=.25', '--size', 32, '--bs', 8, '--n', 1, '--repeats', 1]
+    status,_,err = run('bench', *bench)
+    assert status==130 and err.strip().endswith('interrupted: bench.json has 1 of 2 cases')
+    assert [o['case'] for o in json.loads(Path('bench.json').read_text())]==['simclr']
+
+@pytest.mark.parametrize('sig,status,word', [(signal.SIGINT,130,'interrupted'), (signal.SIGTERM,143,'terminated')])
+def test_signals(shapes, tmp_path, sig, status, word):
+    "The installed command, stopped from outside once an epoch is there"
+    exe = Path(sys.executable).with_name('contrastive-pretrain')
+    p = subprocess.Popen([exe, '--data', shapes, '--objective', 'simclr', *tiny, '--epochs', '5000', '--out', tmp_path/'w'], text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path)
+    try:
+        for _ in range(1200):
+            if (tmp_path/'w.json').exists() or p.poll() is not None: break
+            time.sleep(.1)
+        p.send_signal(sig)
+        err = p.communicate(timeout=60)[1].strip().split('\n')
+    finally: p.kill()
+    at = encoder_info(tmp_path/'w.safetensors')['recipe']
+    assert p.returncode==status and err[-1]==f"contrastive-pretrain: {word}: {tmp_path/'w.safetensors'} holds the encoder after epoch {at['epoch']} of 5000"
+    assert not at['finished'] and not list(tmp_path.glob('.*')) and 'Traceback' not in ' '.join(err)
+
+def few(path, n, classes, valid=None):
+    "`n` images of each of `classes`, from drawn ones"
+    src = synth_images(path.parent/'drawn', n_train=max(n.values()), n_unsup=0, n_valid=2, size=32)
+    for c in classes: shutil.copytree(src/'val'/c, path/'val'/c)
+    for c in valid or classes:
+        (path/'train'/c).mkdir(parents=True)
+        for f in sorted((src/'train'/c).iterdir())[:n.get(c, max(n.values()))]: shutil.copy(f, path/'train'/c)
+    return path
+
+@pytest.mark.parametrize('n,classes,have,why', [(dict(disk=2, heart=6), ['disk','heart'], 'knn', 'choose it, say by --c .01'),
+    (dict(disk=5), ['disk'], 'knn', 'needs two classes')], ids=['two images','one class'])
+def test_eval_keeps_what_it_has(run, weights, tmp_path, n, classes, have, why):
+    path = few(tmp_path/'few', n, classes)
+    args = ['--encoder', weights, '--data', path, '--size', 32, '--num-workers', 0, '--out', 'e']
+    with pytest.warns(UserWarning) as w: status,out,err = run('eval', *args)
+    row = json.loads(Path('e.json').read_text())
+    assert status==0 and f"knn {100*row['knn']:.2f}%, linear -" in out and row['linear'] is None
+    said = cli.in_options(str(w[-1].message), {'C':'--c'})
+    assert said.startswith('no linear: ') and why in said and row['missing'].keys()=={'linear'} and row['k']==min(20, row['n_train'])
+    if '--c' in why:
+        for o in ('--c','--C','-c'): assert run('eval', *args, o, '.01')[0]==0
+        assert (row := json.loads(Path('e.json').read_text()))['linear'] is not None and row['C']==.01 and 'missing' not in row
+
+def test_eval_says_it_in_one_line(weights, tmp_path):
+    "From the installed command: results on stdout, the reason and an option that exists on stderr"
+    path = few(tmp_path/'few', dict(disk=2, heart=6), ['disk','heart'])
+    r = subprocess.run([Path(sys.executable).with_name('contrastive-eval'), '--encoder', weights, '--data', path, '--size', '32', '--num-workers', '0', '--out', tmp_path/'e'],
+        capture_output=True, text=True)
+    assert r.returncode==0 and 'linear -' in r.stdout
+    assert re.fullmatch(r'contrastive-eval: warning: no linear: choosing C takes .* --c \.01\n', r.stderr), r.stderr
+
+def test_eval_with_nothing_to_have(run, tmp_path, shapes, weights):
+    "Features that are no numbers: neither result, one line, no row; a class that only val has: the same"
+    enc = load_encoder(weights)
+    for p in enc.parameters(): p.data.fill_(float('nan'))
+    save_encoder(enc, 'nan')
+    status,_,err = run('eval', '--encoder', 'nan', '--data', shapes, '--size', 32, '--num-workers', 0)
+    assert status==2 and err.count('\n')==1 and 'neither neighbours nor a probe' in err and not Path('nan.eval.json').exists()
+    status,_,err = run('eval', '--encoder', weights, '--data', few(tmp_path/'few', dict(heart=4), ['disk','heart'], ['heart']), '--size', 32, '--num-workers', 0, '--out', 'e')
+    assert status==2 and err.count('\n')==1 and 'disk' in err and not Path('e.json').exists()
+
+def pasted(out): return [o.split('next:', 1)[1].strip() for o in out.split('\n') if 'next:' in o]
+
+@pytest.mark.parametrize('more', [['--objective','simclr'], ['--objective','cmc'], ['--task','rotation','--skip-bad']], ids=lambda o: o[1])
+def test_next_can_be_pasted(run, shapes, tmp_path, more):
+    "Spaces, quotes and dollars in names"
+    data = tmp_path/"it's my $data"
+    shutil.copytree(shapes, data)
+    status,out,_ = run('pretrain', '--data', data, *more, *tiny, '--out', "my 'w' $1")
+    line, = pasted(out)
+    name,*args = shlex.split(line)
+    assert status==0 and name=='contrastive-finetune' and ('--skip-bad' in args)==('--skip-bad' in more)
+    status,out,err = run('finetune', *args, '--epochs', 1)
+    assert status==0 and 'accuracy ' in out and Path("my 'w' $1.finetune.json").exists(), err
+
+def test_no_next_where_it_cannot_work(run, shapes, tmp_path):
+    no_val,flat = tmp_path/'noval',shapes/'unsup'
+    shutil.copytree(shapes/'train', no_val/'train')
+    for data in (no_val,flat):
+        status,out,_ = run('pretrain', '--data', data, '--objective', 'simclr', *tiny, '--out', 'w')
+        assert status==0 and not pasted(out) and 'to fine-tune: labelled images are needed' in out and 'contrastive-finetune' not in out
+
+def test_demo_next_can_be_pasted(run):
+    "Each command of the last lines is one that its parser takes"
+    args = '--n-labelled 25 --n-unlabelled 20 --n-valid 20 --epochs 1 --finetune-epochs 1 --bs 16 --out'.split()
+    out = run('demo', *args, 'a')[1]
+    lines = [shlex.split(o) for o in out.split('\n') if o.strip().startswith('contrastive-')]
+    assert len(lines)==2 and 'Drawing 20 images' in out and 'same 20 labels' in out
+    for name,*a in lines: cli.parse_options(cli.command_parser(getattr(cli, commands[name.removeprefix('contrastive-')]), name), a)
+
+def test_demo_interrupted(run, monkeypatch):
+    "No results of an earlier demo beside the weights of a new one"
+    args = '--n-labelled 20 --n-unlabelled 20 --n-valid 20 --epochs 2 --finetune-epochs 1 --bs 16 --out a'.split()
+    assert run('demo', *args)[0]==0
+    Now(monkeypatch, 1)
+    status,_,err = run('demo', *args, '--seed', 1)
+    assert status==130 and 'a/inpainting.safetensors holds the encoder after epoch 1 of 2' in err
+    assert not Path('a/results.json').exists() and not Path('a/neighbours.png').exists() and not Path('a/simclr.safetensors').exists()
+
+def test_no_numbers_in_rows_and_tables(run, shapes, monkeypatch):
+    "A column that is nan is null in the row and a dash in the table; a training loss that is nan stays nan, and is said"
+    import torch
+    from fastai_contrastive.core import TermColumn
+    monkeypatch.setattr(TermColumn, 'value', property(lambda self: float('nan')))
+    status,out,_ = run('pretrain', '--data', shapes, '--objective', 'simclr', '--task', 'rotation', *tiny, '--out', 'w')
+    row = json.loads(Path('w.json').read_text(), parse_constant=lambda c: pytest.fail(f'{c} is no JSON'))
+    assert status==0 and row['values'][0][3] is None
+    assert [o.split()[4] for o in out.split('\n') if o.strip().startswith('0 ')]==['-']
+    with pytest.warns(UserWarning, match='has diverged: lower lr=1e\\+30'):
+        status,out,_ = run('pretrain', '--data', shapes, '--objective', 'simclr', *tiny, '--epochs', 2, '--lr', '1e30', '--out', 'w')
+    row = json.loads(Path('w.json').read_text(), parse_constant=lambda c: pytest.fail(f'{c} is no JSON'))
+    assert status==0 and row['values'][-1][0] is None and [o.split()[1] for o in out.split('\n') if o.strip().startswith('1 ')]==['nan']
+
+def test_places(run, shapes, monkeypatch, tmp_path):
+    "A folder that is not there yet, the home folder, another suffix, no suffix, from another folder, weights without suffix"
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    args = ['--data', shapes, '--objective', 'simclr', *tiny, '--out']
+    for out,want in [('new/er/w','new/er/w'), ('~/w',tmp_path/'home/w'), ('x.json','x'), ('a b','a b')]:
+        assert run('pretrain', *args, out)[0]==0
+        for o in ('.safetensors','.json'): assert Path(f'{want}{o}').exists()
+    assert not Path('~').exists()
+    shutil.copytree(shapes, tmp_path/'cwd'/'data')
+    for enc in ('new/er/w','new/er/w.safetensors','~/w'):
+        assert run('eval', '--encoder', enc, '--data', 'data', '--size', 32, '--num-workers', 0, '--c', .1)[0]==0
+    assert Path('new/er/w.eval.json').exists() and (tmp_path/'home/w.eval.json').exists()
+
+def test_valid_as_fastai_calls_it(run, shapes, tmp_path):
+    "train/ and valid/: pretraining leaves the latter out, or sees it when told to; the other commands take it"
+    path = tmp_path/'shapes'
+    shutil.copytree(shapes, path)
+    (path/'val').rename(path/'valid')
+    n = lambda *folders: len(image_files(path, list(folders)))
+    for more,want in [([],n('train','unsup')), (['--with-val'],n('train','unsup','valid'))]:
+        dls = recipes.pretrain_dls(path, 32, 16, bool(more), num_workers=0)
+        assert len(dls.train_ds)+len(dls.valid_ds)==want
+    shutil.rmtree(path/'unsup')
+    shutil.rmtree(path/'train')
+    with pytest.raises(ValueError, match='neither train nor unsup'): recipes.pretrain_dls(path, 32)
+
+def test_valid_has_labels(run, shapes, tmp_path):
+    path = tmp_path/'shapes'
+    shutil.copytree(shapes, path)
+    (path/'val').rename(path/'valid')
+    status,out,_ = run('pretrain', '--data', path, '--objective', 'simclr', *tiny, '--knn', 5, '--out', 'w')
+    assert status==0 and run('finetune', *shlex.split(pasted(out)[0])[1:], '--epochs', 1)[0]==0
+
+def test_ascii_terminal_and_a_reader_that_left(shapes, tmp_path):
+    "A character that the terminal lacks is escaped; `| head` ends the command without a word"
+    exe,env = Path(sys.executable).with_name('contrastive-finetune'),{**os.environ, 'PYTHONIOENCODING':'ascii'}
+    r = subprocess.run([exe, '--encoder', 'x', '--pct', '50'], capture_output=True, env=env)
+    assert r.returncode==2 and b'0 < pct \\u2264 1 (50% is .5)' in r.stderr and r.stderr.count(b'\n')==1
+    p = subprocess.Popen([exe, '--encoder', 'xresnet18', '--arch-args', 'widen=.25', '--data', shapes, '--size', '32', '--num-workers', '0'], cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.stdout.close()
+    assert p.stderr.read()==b'' and p.wait(timeout=60)==141
+
+def test_narrow_terminal(shapes, monkeypatch, capsys):
+    "A count is never wider than the terminal, or it could not be written over"
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    monkeypatch.setenv('COLUMNS', '30')
+    recipes.finetune('xresnet18', shapes, None, 32, 16, 1, arch_args=dict(widen=.25), num_workers=0, cbs=cli.Lines(every=0))
+    counts = [o for o in re.split('[\r\n]', capsys.readouterr().out) if 'training' in o]
+    assert counts and max(map(len, counts))<30
+
+# Messages of the Python functions that a command can meet, and what its user can do
+said = [
+    ('cannot read image a.jpg: empty; remove it, or pass skip_bad=True when making the dataloaders', '--skip-bad', 'skip_bad'),
+    ('no folder train in x, which has unsup; say which hold the images by train= and valid=', 'train/ and val/', 'train='),
+    ('a recipe needs a task, an objective, or both: pass task= or objective=', '--task or --objective', '='),
+    ('x holds images without labels: use unlabeled_dls, or name a folder that has one folder per class', 'name a folder that has', 'unlabeled_dls'),
+    ('swav needs two large views: got 1; pass views=Views(n=2, n_small=...)', '--views-args n=2', 'Views('),
+    ("dino failed on views of 96 pixels (x): if it is their size, pass views=objective.views().but(size=..., small_size=...)", '--views-args size=', 'but('),
+    ("cmc needs an encoder of two halves: got xresnet18; pass create_encoder('split:NAME') or split_encoder(encoder) in its place", '--arch split:NAME', 'create_encoder'),
+    ('choosing C takes 3 training images of every class: the smallest has 2; pass C, say C=.01', '--c .01', 'C='),
+    ('moco needs batches of 2 images or more: got bs=1', 'got --bs 1', 'bs='),
+    ('with_val would train on the labels of val/: leave it out', '--with-val', 'with_val'),
+    ('with_val=True, but x has no folder val or valid', '--with-val, but', 'True'),
+]
+@pytest.mark.parametrize('msg,has,has_not', said, ids=lambda o: o[:12])
+def test_messages_speak_of_options(msg, has, has_not):
+    opts = {a.dest:a.option_strings[-1] for c in ('pretrain','evaluate') for a in cli.command_parser(getattr(cli, c), 'x')._actions}
+    s = cli.in_options(msg, opts)
+    assert has in s and has_not not in s
