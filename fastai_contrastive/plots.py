@@ -34,6 +34,7 @@ def _is_one_set(dls):
 
 def _name(dls, y):
     "A label's name; '' without one"
+    dls = getattr(dls, 'clean_dls', dls) # The loaders of a pretext learner speak of its answers
     return '' if y is None else str(dls.vocab[int(y)]) if hasattr(dls, 'vocab') else str(int(y))
 
 # %% ../nbs/runs/00_plots.ipynb #ce17dd36

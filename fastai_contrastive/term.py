@@ -342,7 +342,8 @@ def _w(self:TermCallback): return float(self.weight(self.pct) if callable(self.w
 @patch
 def _labels(self:TermCallback):
     "Labels of the batch, or None; a missing one (fastai's `#na#`) is -1"
-    yb,vocab = self.learn.yb,getattr(self.learn.dls, 'vocab', None)
+    # Beside a pretext task, `dls` speak of its answers; the labels in the batch are those of the data set
+    yb,vocab = self.learn.yb,getattr(getattr(self.learn.dls, 'clean_dls', self.learn.dls), 'vocab', None)
     if not len(yb) or not isinstance(yb[0], Tensor): return None
     y = yb[0].as_subclass(Tensor)
     return torch.where(y==0, -1, y) if isinstance(vocab, CategoryMap) and len(vocab) and vocab[0]=='#na#' else y
