@@ -20,7 +20,7 @@ def dls_stats(
 no_stats = dict(mean=[0.], std=[1.])
 
 def stats_of(
-    o:DataLoaders|DataLoader|Learner|nn.Module|dict, # Loaders, a `Learner`, statistics, or anything with `stats` (an `Encoder`)
+    o:DataLoaders|DataLoader|Learner|nn.Module|dict, # Or anything with `stats`, as an `Encoder` has
 )->dict|None: # `mean` and `std`; None: not to be known
     "How the images of `o` are normalised: mean 0 and deviation 1 for a fastai loader without `Normalize`."
     if isinstance(o, dict): return o
@@ -37,7 +37,8 @@ def same_stats(
     a,b = stats_of(a),stats_of(b)
     if a is None or b is None: return True
     pairs = [(a[k],b[k]) for k in ('mean','std')]
-    return all(len(p)==len(q) or 1 in (len(p),len(q)) for p,q in pairs) and all(np.allclose(p, q, atol=1e-3) for p,q in pairs)
+    fit = all(len(p)==len(q) or 1 in (len(p),len(q)) for p,q in pairs)
+    return fit and all(np.allclose(p, q, atol=1e-3) for p,q in pairs)
 
 # %% ../nbs/parts/04_stats.ipynb #a21eb1f6
 def say_stats(
@@ -58,7 +59,8 @@ def check_stats(
 )->bool: # Are they alike?
     "Warn where `have` and `want` are normalised in two ways; says nothing where one is unknown."
     if ok := same_stats(have, want): return ok
-    warn(f'{have_name} and {want_name} are normalised in two ways: {say_stats(have)} against {say_stats(want)}; {todo}', stacklevel=3)
+    warn(f'{have_name} and {want_name} are normalised in two ways: {say_stats(have)} against {say_stats(want)}; {todo}',
+        stacklevel=3)
     return ok
 
 # %% ../nbs/parts/04_stats.ipynb #76200f1b

@@ -229,8 +229,8 @@ def _check_range(self:Views, x):
     if lo>=a-.01*(b-a) and hi<=b+.01*(b-a): return
     first = '' if self._met else 'call views.setup(dls) first; or '
     raise ValueError(f"without Normalize images must be in {a:g}-{b:g}: got values from {lo:.2f} to {hi:.2f}; "
-        f"{first}add a Normalize to the dataloaders' batch_tfms, or, if the data set has normalised them already, say how: "
-        "views=Views(mean=(...), std=(...)), one number a channel; mean=(0,), std=(1,) takes them as they are")
+        f"{first}add a Normalize to the dataloaders' batch_tfms, or, if the data set has normalised them already, "
+        "say how: views=Views(mean=(...), std=(...)), one number a channel; mean=(0,), std=(1,) takes them as they are")
 
 # %% ../nbs/parts/05_views.ipynb #97cd3e90
 @patch
