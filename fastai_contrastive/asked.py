@@ -131,7 +131,7 @@ class AskedDL:
         return asked_dl(self.clean.new(*args, **kwargs), self.task)
 
     def probe(self)->tuple|None: # Question and answer about two copies of the first image
-        "What the task's questions are like: one, made without moving any random state; None where items have no number."
+        "What the task's questions are like: one, made without moving a random state; None where items have no number."
         b = _one_item(self.clean)
         if b is not None: return ask(self.task, first_of(b)[[0,0]], 0)
 

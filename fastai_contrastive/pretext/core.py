@@ -180,8 +180,8 @@ def _check_batches(dl):
     except TypeError: return # a stream, which does not know
     if n: return
     images,bs = len(dl.dataset),getattr(dl, 'bs', getattr(dl, 'batch_size', None))
-    raise ValueError(f'the training loader has no batch: {images} images, bs={bs}, and a batch that is not full is dropped; '
-        'use a smaller bs, or drop_last=False')
+    raise ValueError(f'the training loader has no batch: {images} images, bs={bs}, and a batch that is not full is '
+        'dropped; use a smaller bs, or drop_last=False')
 
 @patch
 def before_fit(self:PretextCallback):
@@ -261,7 +261,7 @@ def get_preds(self:PretextLearner,
 # %% ../../nbs/pretext/00_core.ipynb #eed90b0d
 @patch
 def predict(self:PretextLearner,
-    item:object, # What the items of the data set are (a path), or what else its first transform takes (PIL image, array)
+    item:object, # What the items of the data set are (a path), or what its first transform takes (PIL image, array)
     rm_type_tfms:int|None=None, # As in fastai
     with_input:bool=False, # Give the question first, as a picture?
 )->tuple: # Answer as a person reads it, as a tensor, and what the model said; (picture,) before them on demand
@@ -330,7 +330,7 @@ def pretext_learner(
     cbs:object=None, # Further callbacks, such as a contrastive term
     **kwargs
 )->PretextLearner:
-    "A `Learner` that trains an encoder on a pretext task; raises as `get_task` and `create_encoder` do, and for other channels."
+    "A `Learner` that trains an encoder on a pretext task; raises as `get_task` and `create_encoder` do."
     task = get_task(task)
     encoder = create_encoder(arch, _channels(dls, arch, n_in), pretrained)
     check_stats(dls, encoder, 'the images of dls', 'the encoder', 'give the dls its Normalize.from_stats')

@@ -42,9 +42,8 @@ def _weighted(e, mask, rest):
 
 # %% ../../nbs/pretext/02_inpainting.ipynb #7f85d966
 class MaskedLoss:
-    "Distance of `pred` from the image, averaged over each image's removed pixels (and, with weight `rest`, the others)."
+    "Distance of `pred` from the image, averaged over each image's removed pixels (and, weighing `rest`, the others)."
     reductions = dict(mean=Tensor.mean, sum=Tensor.sum, none=noop)
-    activation = decodes = noops # What the model says is what is meant
     def __init__(self,
         kind:str='l1', # 'l1' (absolute) or 'l2' (squared)
         rest:float=0., # Weight of the pixels that were not removed, 0-1
@@ -68,6 +67,13 @@ class MaskedLoss:
         e = pred.float()-x.float()
         e = (e.abs() if self.kind=='l1' else e**2).mean(1, keepdim=True)
         return self.reductions[self.reduction](_weighted(e, mask, self.rest))
+
+    def decodes(self, x:Tensor)->Tensor:
+        "What the model says is what is meant, here and in `activation`."
+        return x
+    def activation(self, x:Tensor)->Tensor:
+        "As `decodes`"
+        return x
 
     def __repr__(self): return f'MaskedLoss({self.kind!r}, rest={self.rest})'
 
@@ -105,7 +111,7 @@ class PixelDecoder(Module):
 
 # %% ../../nbs/pretext/02_inpainting.ipynb #9311b3c7
 class Inpainting(PretextTask):
-    "Fill in removed cells of the image. Pathak et al. 2016, arXiv 1604.07379; cells and loss: Xie et al., arXiv 2111.09886."
+    "Fill in removed cells of the image. Pathak et al. 2016, arXiv 1604.07379; cells and loss: arXiv 2111.09886."
     metrics = [masked_mae]
     def __init__(self,
         area:float=.4, # Fraction of the image to remove
@@ -124,8 +130,8 @@ class Inpainting(PretextTask):
 
     def make(self, x):
         h,w = x.shape[-2:]
-        if self.grid>min(h,w): raise ValueError(f'Inpainting(grid={self.grid}) on images of {h}x{w} pixels: cells would be '
-            f'smaller than a pixel; use a grid of {min(h,w)//2} or less, or larger images')
+        if self.grid>min(h,w): raise ValueError(f'Inpainting(grid={self.grid}) on images of {h}x{w} pixels: cells '
+            f'would be smaller than a pixel; use a grid of {min(h,w)//2} or less, or larger images')
         m = random_cells(len(x), self.grid, self.area, x.device)
         m = F.interpolate(m.float(), size=x.shape[-2:]).bool()
         return x.masked_fill(m, 0), (x,m)
