@@ -260,6 +260,7 @@ def finetune_learner(
     **kwargs
 )->Learner: # Model: `nn.Sequential(encoder, classifier)`
     "A plain `Learner` with a linear classifier; raises `ValueError` without labels, warns of another normalisation."
+    dls = getattr(dls, 'clean_dls', dls) # The loaders of a pretext learner speak of its answers
     n_out = ifnone(n_out, getattr(dls, 'c', None))
     if not n_out:
         raise ValueError('finetune_learner needs labelled DataLoaders (dls.c says how many classes): '
