@@ -1463,6 +1463,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_contrastive.rows.write_row': ('runs/rows.html#write_row', 'fastai_contrastive/rows.py')},
             'fastai_contrastive.stats': { 'fastai_contrastive.stats._first_batch': ( 'parts/stats.html#_first_batch',
                                                                                      'fastai_contrastive/stats.py'),
+                                          'fastai_contrastive.stats._norms': ('parts/stats.html#_norms', 'fastai_contrastive/stats.py'),
                                           'fastai_contrastive.stats._one_item': ( 'parts/stats.html#_one_item',
                                                                                   'fastai_contrastive/stats.py'),
                                           'fastai_contrastive.stats.check_stats': ( 'parts/stats.html#check_stats',

@@ -9,11 +9,17 @@ __all__ = ['no_stats', 'dls_stats', 'stats_of', 'same_stats', 'say_stats', 'chec
 from fastai.vision.all import *
 
 # %% ../nbs/parts/04_stats.ipynb #ce184fc2
+def _norms(dl):
+    "Every `Normalize` among the batch transforms of `dl`, also inside the wrapper that shares a loader among processes"
+    if isinstance(dl, DataLoaders): dl = dl.train
+    while type(dl).__name__=='DistributedDL': dl = dl.dl
+    return [o for o in getattr(getattr(dl, 'after_batch', None), 'fs', []) if isinstance(o, Normalize)]
+
 def dls_stats(
     dls:DataLoaders|DataLoader, # Both loaders, or one
 )->dict|None: # `mean` and `std`, a list each with a number per channel
     "Statistics of the `Normalize` among the batch transforms of `dls`, or None where there is none."
-    norm = next((o for o in getattr(getattr(dls, 'after_batch', None), 'fs', []) if isinstance(o, Normalize)), None)
+    norm = next(iter(_norms(dls)), None)
     return norm and {k:getattr(norm,k).flatten().tolist() for k in ('mean','std')}
 
 # %% ../nbs/parts/04_stats.ipynb #3160eb07

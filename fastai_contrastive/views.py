@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from .stats import *
+from .stats import _norms
 
 # %% ../nbs/parts/05_views.ipynb #31b5a6d5
 def rand_boxes(
@@ -186,7 +187,7 @@ def setup(self:Views,
     dl = dls.train if isinstance(dls, DataLoaders) else dls
     if not isinstance(dl, (DataLoader, torch.utils.data.DataLoader)):
         raise TypeError(f"setup wants DataLoaders: got {type(dls).__name__}; pass learn.dls")
-    norms = [o for o in getattr(getattr(dl,'after_batch',None), 'fs', []) if isinstance(o, Normalize)]
+    norms = _norms(dl)
     if len(norms)>1: raise ValueError(f"the batch transforms hold {len(norms)} Normalize: {norms}; leave one")
     self._seen,self._met,told = False,True,dict(zip(('mean','std'), self._told))
     if told['mean'] is None: self.mean,self.std = (tuple(o) for o in dls_stats(dl).values()) if norms else (None,None)

@@ -417,3 +417,10 @@ def test_show_views(folder, labels):
     for im in pix[0][::4]: assert min(abs(im[16,16]*255-tensor(f).numpy()).max() for f in files)<2
     assert len(show_views(dls, v, n_images=50).axes)==4*len(dls.train_ds)
     matplotlib.pyplot.close('all')
+
+def test_a_loader_shared_among_processes_is_looked_through(folder):
+    from fastai.distributed import DistributedDL
+    from fastai_contrastive.stats import dls_stats, stats_of
+    dls = make_dls(folder)
+    dl = DistributedDL(dls.train, 0, 2)
+    assert stats_of(dl)==dls_stats(dls) and Views().setup(dl).mean
