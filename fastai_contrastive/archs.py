@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['timm_arch', 'arch_names', 'nearest', 'create_encoder', 'SplitBody', 'split_encoder']
 
-# %% ../nbs/parts/09_archs.ipynb #b4b04b84
+# %% ../nbs/parts/09_archs.ipynb #dc82117b
 import difflib, torchvision
 from fastai.vision.all import *
 from fastai.vision import models as fastai_models
@@ -14,7 +14,7 @@ from .backbone import *
 from .backbone import _class_name
 from .bodies import *
 
-# %% ../nbs/parts/09_archs.ipynb #fb5cdf34
+# %% ../nbs/parts/09_archs.ipynb #fd6380b1
 def _xresnets(): return [o for o in fastai_models.xresnet.__all__ if o.startswith('xr') or o.startswith('xse')]
 
 def _arch_function(name):
@@ -37,7 +37,7 @@ def arch_names()->list: # Sorted names
     except ImportError: pass
     return sorted(names)
 
-# %% ../nbs/parts/09_archs.ipynb #006b582d
+# %% ../nbs/parts/09_archs.ipynb #4d16a53c
 def nearest(
     name:str, # What was asked for
     names:list, # What there is
@@ -47,7 +47,7 @@ def nearest(
     if near: return f" Did you mean {' or '.join(map(repr,near))}?"
     return f" There are: {', '.join(names[:20])}{' ...' if len(names)>20 else ''}"
 
-# %% ../nbs/parts/09_archs.ipynb #ecced854
+# %% ../nbs/parts/09_archs.ipynb #5ca71f53
 def _from_timm(name, n_in, pretrained, kwargs):
     "A timm model without its classifier; ViTs take any image size that their patches divide"
     try: import timm
@@ -59,16 +59,16 @@ def _from_timm(name, n_in, pretrained, kwargs):
     return timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=n_in, **kwargs)
 
 def _body_of(m, name):
-    "The body of a model from one of the libraries, or from a function that made one; `m` itself if it is nothing of the kind"
-    whole = isinstance(m, (XResNet,Encoder)) or type(m).__module__.startswith('torchvision.models.') or _class_name(m)=='DynamicUnet'
-    if not whole: return m
+    "The body of one of the libraries' models; `m` itself if it is nothing of the kind"
+    of_tv = type(m).__module__.startswith('torchvision.models.')
+    if not (of_tv or isinstance(m, (XResNet,Encoder)) or _class_name(m)=='DynamicUnet'): return m
     if (body := find_body(m)) is not None: return body
     if not any(isinstance(o, nn.Linear) for o in m.modules()): return m
     raise ValueError(f'cannot tell where the classifier of {name} begins: pass its body as a module, or a timm name')
 
-# %% ../nbs/parts/09_archs.ipynb #2198468f
+# %% ../nbs/parts/09_archs.ipynb #e97ee002
 def _from_function(f, name, n_in, pretrained, kwargs):
-    "The body of what `f` makes, its first layer made for `n_in` channels if it is a function of fastai's or torchvision's"
+    "The body of what `f` makes; its first layer takes `n_in` channels if `f` is fastai's or torchvision's"
     from fastai.vision.learner import _update_first_layer
     lib = f.__module__.partition('.')[0] if hasattr(f, '__module__') else ''
     ask = {'torchvision':dict(weights='DEFAULT' if pretrained else None), 'fastai':dict(pretrained=pretrained)}
@@ -78,7 +78,7 @@ def _from_function(f, name, n_in, pretrained, kwargs):
     if lib in ask: _update_first_layer(body, n_in, pretrained)
     return body
 
-# %% ../nbs/parts/09_archs.ipynb #183b8a85
+# %% ../nbs/parts/09_archs.ipynb #940429f0
 def _weight_stats(body):
     "Mean and deviation of the images that published weights were trained on"
     cfg = getattr(body, 'pretrained_cfg', None) or dict(zip(('mean','std'), imagenet_stats))
@@ -88,18 +88,19 @@ def _parts(arch):
     "Function or None, name, and keyword arguments, of a function, a partial function or a name"
     if isinstance(arch, partial) and not arch.args: return (*_parts(arch.func)[:2], arch.keywords)
     if isinstance(arch, str): return _arch_function(arch),arch,{}
-    if not callable(arch): raise TypeError(f'arch must be a function, a name or a module: got {type(arch).__name__} {arch!r}')
+    if not callable(arch):
+        raise TypeError(f'arch must be a function, a name or a module: got {type(arch).__name__} {arch!r}')
     if getattr(arch, '__module__', '').startswith('timm.'): return None,timm_arch(arch.__name__),{}
     return arch,getattr(arch, '__name__', type(arch).__name__),{}
 
 # %% ../nbs/parts/09_archs.ipynb #6e09e262
 def create_encoder(
-    arch:str|Callable|nn.Module, # fastai or torchvision function, a name (`'xresnet34'`, timm's too), `'split:'` and a name, or a module
+    arch:str|Callable|nn.Module, # Function, name (timm's too), `'split:'` and a name, or module
     n_in:int=3, # Channels of the images
     pretrained:bool=False, # Start from the arch's published weights (downloads them)?
     **kwargs # Passed to the arch (`widen=.5` for an xresnet, `img_size=64` for a ViT); kept with the weights
 )->Encoder:
-    "An `Encoder` from `arch`; `ValueError` for an unknown name (it offers the nearest), `TypeError` for what is no arch."
+    "An `Encoder` from `arch`; `ValueError` for an unknown name (with the nearest), `TypeError` for what is no arch."
     if isinstance(arch, type) and issubclass(arch, nn.Module):
         raise TypeError(f'{arch.__name__} is a class: pass an instance, create_encoder({arch.__name__}(...))')
     if isinstance(arch, nn.Module): return _from_module(arch, n_in)
@@ -107,7 +108,8 @@ def create_encoder(
         return split_encoder(create_encoder(arch.removeprefix('split:'), n_in, pretrained, **kwargs))
     f,name,own = _parts(arch)
     kwargs = {**own, **kwargs}
-    body = _from_function(f, name, n_in, pretrained, kwargs) if f else _from_timm(name.removeprefix('timm:'), n_in, pretrained, kwargs)
+    make,bare = partial(_from_function, f) if f else _from_timm,name if f else name.removeprefix('timm:')
+    body = make(bare, n_in, pretrained, kwargs)
     if isinstance(body, Encoder): return body
     enc = Encoder(body, n_in, name, **kwargs)
     if pretrained and len((stats := _weight_stats(body))['mean'])==n_in: enc.stats = stats
@@ -119,7 +121,7 @@ def _from_module(m, n_in):
     body = _body_of(inner, _class_name(inner))
     return body if isinstance(body, Encoder) else Encoder(m if body is inner else body, n_in)
 
-# %% ../nbs/parts/09_archs.ipynb #cc533f2d
+# %% ../nbs/parts/09_archs.ipynb #28caadf3
 class SplitBody(Portable):
     "Two encoders side by side, one of brightness and one of colour; RGB (bs, 3, h, w) → (bs, 2 nf)"
     def __init__(self,
@@ -161,15 +163,16 @@ def _first_conv_sees(m, rgb):
         raise ValueError(f'cannot split {type(m).__name__} into an encoder for brightness and one for colour: '
             f'its first convolution must take 3 channels, and is {conv}')
     conv.in_channels = rgb.shape[1]
-    conv.weight = nn.Parameter(torch.einsum('oihw,ij->ojhw', conv.weight.detach(), rgb.to(conv.weight)), conv.weight.requires_grad)
+    w = torch.einsum('oihw,ij->ojhw', conv.weight.detach(), rgb.to(conv.weight))
+    conv.weight = nn.Parameter(w, conv.weight.requires_grad)
     return m
 
 def split_encoder(
     enc:Encoder, # An encoder of RGB images; it is left as it is
 )->Encoder: # `nf` is twice `enc`'s
-    "Copies of `enc`'s backbone for brightness and for colour; `ValueError` if it cannot be split (CMC, arXiv 1906.05849)."
+    "Copies of `enc`'s backbone for brightness and colour; `ValueError` if it cannot be split (CMC, arXiv 1906.05849)."
     if isinstance(enc.body, SplitBody): return enc
-    if enc.n_in!=3: raise ValueError(f'split_encoder takes an encoder of RGB images: got {enc.arch} with n_in={enc.n_in}')
+    if enc.n_in!=3: raise ValueError(f'split_encoder takes an encoder of RGB: got {enc.arch} with n_in={enc.n_in}')
     rgb = torch.linalg.inv(_channel_weights())
     luma,chroma = (Encoder(_first_conv_sees(enc.body, o), o.shape[1], enc.arch) for o in rgb.split((1,2), 1))
     res = Encoder(SplitBody(luma, chroma), 3, f'split:{enc.arch}', **enc.kwargs)

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from fastai.vision.all import *
 
 # %% ../nbs/parts/07_backbone.ipynb #6f7a5968
-_wrappers = dict(OptimizedModule='_orig_mod', DataParallel='module', DistributedDataParallel='module', AveragedModel='module',
+_wrappers = dict(OptimizedModule='_orig_mod', AveragedModel='module', DataParallel='module', DistributedDataParallel='module',
     FullyShardedDataParallel='_fsdp_wrapped_module', ActivationWrapper='_checkpoint_wrapped_module')
 
 def _wraps(m):
     "The attribute in which one of PyTorch's wrappers keeps its module; None for what is no wrapper"
-    return next((_wrappers[o.__name__] for o in type(m).__mro__ if o.__name__ in _wrappers and o.__module__.startswith('torch.')), None)
+    names = (o.__name__ for o in type(m).__mro__ if o.__module__.startswith('torch.'))
+    return next((_wrappers[o] for o in names if o in _wrappers), None)
 
 def unwrap_model(
     model:nn.Module, # Perhaps inside `torch.compile`'s, a data-parallel or another wrapper
@@ -32,7 +33,9 @@ def _class_name(m):
     name = getattr(m, 'made_of', None) or type(m).__name__
     return name.removeprefix('FSDP') if any(o.__name__=='FSDPModule' for o in type(m).__mro__) else name
 
-def _strike(k): return re.sub(r'(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)', '', k).removeprefix('.')
+def _strike(k):
+    k = re.sub(r'(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)', '', k)
+    return k.removeprefix('.')
 
 def plain_names(
     m:nn.Module, # With wrappers at any level, or none
@@ -43,7 +46,8 @@ def plain_names(
     counts = {f'{n}.{k}'.removeprefix('.') for n,o in outer for k in o._buffers} # an average's count of steps
     def _name(k):
         k = _strike(k)
-        for o in sorted(at, key=len, reverse=True): k = o.removesuffix('module.')+k.removeprefix(o) if k.startswith(o) else k
+        for o in sorted(at, key=len, reverse=True):
+            if k.startswith(o): k = o.removesuffix('module.')+k.removeprefix(o)
         return k
     return {_name(k):k for k in m.state_dict() if k not in counts}
 
@@ -58,7 +62,7 @@ def _eval_mode(m):
         for o,t in was: o.training = t
 
 def _own_size(m, n_in):
-    "The size of image that `m` asks for: a vision transformer's, or that of a linear layer on flattened pixels; else None"
+    "The size of image that `m` asks for: a ViT's, or that of a linear layer on flattened pixels; else None"
     for o in m.modules():
         sz = getattr(getattr(o, 'patch_embed', None), 'img_size', None) or getattr(o, 'image_size', None)
         if isinstance(sz, (int,tuple,list)): return (sz,sz) if isinstance(sz, int) else tuple(sz)
@@ -122,10 +126,10 @@ class Portable(Module):
 
 # %% ../nbs/parts/07_backbone.ipynb #eba50ce7
 class Encoder(Portable):
-    "A backbone with `enc(x)` → (bs, `nf`) pooled features and `enc.maps(x)` → (bs, c, h, w); `ValueError` if `body` gives neither."
+    "`enc(x)` → (bs, `nf`) pooled features, `enc.maps(x)` → (bs, c, h, w); `ValueError` if `body` gives neither."
     nf = stats = recipe = _ndim = None
     def __init__(self,
-        body:nn.Module, # Backbone without its classifier: images → maps (bs, c, h, w), tokens (bs, n, c) or features (bs, c)
+        body:nn.Module, # No classifier: images → maps (bs, c, h, w), tokens (bs, n, c) or features (bs, c)
         n_in:int=3, # Channels of the images
         arch:str|None=None, # Name to rebuild the backbone from; the class's name if None
         **kwargs # What the backbone was built with, kept for rebuilding
@@ -145,14 +149,15 @@ class Encoder(Portable):
 
     def _pool(self, f):
         if hasattr(self.body, 'forward_head'): return self.body.forward_head(f, pre_logits=True)
-        if isinstance(f, Tensor) and f.ndim in (2,3,4): return f if f.ndim==2 else f.mean(1) if f.ndim==3 else f.mean((2,3))
+        if isinstance(f, Tensor) and f.ndim in (2,3,4): return f if f.ndim==2 else f.mean((1,) if f.ndim==3 else (2,3))
         got = f'features of shape {tuple(f.shape)}' if isinstance(f, Tensor) else f'a {type(f).__name__}'
         raise ValueError(f'{self.arch} returns {got}: needed (bs, c, h, w), (bs, n, c) or (bs, c)')
 
     def _fits(self, f, x):
         if f.shape[1]==self.nf: return f
-        raise ValueError(f'{self.arch} gives {f.shape[1]} features for images of {"×".join(map(str, x.shape[-2:]))} pixels, and was '
-            f'measured with {self.nf}: let it pool (nn.AdaptiveAvgPool2d(1)) before it flattens, then its width is always the same')
+        size = '×'.join(map(str, x.shape[-2:]))
+        raise ValueError(f'{self.arch} gives {f.shape[1]} features for images of {size} pixels, and was measured with {self.nf}: '
+            'let it pool (nn.AdaptiveAvgPool2d(1)) before it flattens, then its width is always the same')
 
     def plain(self)->nn.Sequential:
         "Body and pooling as layers of PyTorch, with the same weights."
@@ -179,7 +184,7 @@ def without_classifier(
 def maps(self:Encoder,
     x:Tensor, # Images, (bs, n_in, h, w)
 )->Tensor: # (bs, c, h', w')
-    "Feature maps; a ViT's patch tokens are laid back on their grid. Raises `ValueError` where there are pooled features only."
+    "Feature maps; a ViT's patch tokens lie on their grid. `ValueError` where there are pooled features only."
     return self.both(x)[1]
 
 @patch
@@ -194,7 +199,8 @@ def both(self:Encoder,
 @patch
 def _maps(self:Encoder, f, size):
     if f.ndim==3: f = self._grid(f, size)
-    if f.ndim!=4: raise ValueError(f'{self.arch} returns pooled features only, no maps: pass a backbone without its pooling layer')
+    if f.ndim!=4:
+        raise ValueError(f'{self.arch} returns pooled features only, no maps: pass a backbone without its pooling layer')
     last = getattr(self.body, 'output_fmt', None)=='NHWC' or (f.shape[1]!=self.nf and f.shape[3]==self.nf)
     return f.permute(0,3,1,2) if last else f
 

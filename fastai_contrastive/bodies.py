@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['UpTo', 'find_body', 'get_encoder', 'as_encoder']
 
-# %% ../nbs/parts/08_bodies.ipynb #66efd937
+# %% ../nbs/parts/08_bodies.ipynb #562e3ef8
 from weakref import WeakKeyDictionary
 from fastai.vision.all import *
 from .backbone import *
 from .backbone import _class_name, _dry_pass, _sizes
 
-# %% ../nbs/parts/08_bodies.ipynb #7f95ed28
+# %% ../nbs/parts/08_bodies.ipynb #f205c247
 def _convs(m):
     "The layers of `m` that look at more than one place or mix what others have seen: convolutions and attention"
     return [o for o in m.modules()
@@ -32,7 +32,7 @@ def _is_conv_classifier(m):
     ws = _weighty(m)
     return len(ws)==1 and isinstance(c := ws[0], nn.Conv2d) and (c.kernel_size==(1,1) or c.out_channels<c.in_channels)
 
-# %% ../nbs/parts/08_bodies.ipynb #09a959c0
+# %% ../nbs/parts/08_bodies.ipynb #c1c0dab1
 def _n_body(kids):
     "How many of `kids`, which run one after the other, are the body; 0 if it cannot be told"
     at,stop = [i for i,o in enumerate(kids) if _convs(o)],len(kids)
@@ -42,7 +42,7 @@ def _n_body(kids):
     pools = [i for i in behind if has_pool_type(kids[i])]
     return pools[-1] if pools else next((i for i in behind if i==stop or _starts_head(kids[i])), len(kids))
 
-# %% ../nbs/parts/08_bodies.ipynb #e168cd7d
+# %% ../nbs/parts/08_bodies.ipynb #82adec3a
 class _Reached(Exception): "Carries what flows into the layer at which `UpTo` stops"
 
 class UpTo(Portable):
@@ -72,9 +72,9 @@ class UpTo(Portable):
 
 def _names(m): return ', '.join(k for k,_ in m.named_children()) or 'none'
 
-# %% ../nbs/parts/08_bodies.ipynb #b464b98b
+# %% ../nbs/parts/08_bodies.ipynb #12c8190b
 def _trace(m, kids):
-    "What each of `kids` takes and gives while `m` runs: the image, and [(place in kids, input, output)]; None if it does not run"
+    "What each of `kids` takes and gives while `m` runs: the image, [(place, input, output)]; None if it does not run"
     calls = []
     def _note(i): return lambda o,args,res: calls.append((i, args[0] if args else None, res))
     hooks = [o.register_forward_hook(_note(i)) for i,o in enumerate(kids)]
@@ -88,7 +88,7 @@ def _in_a_row(x, calls):
     took,gave = [a for _,a,_ in calls],[x]+[r for *_,r in calls]
     return all(a is r for a,r in zip(took, gave)) and len({i for i,*_ in calls})==len(calls)
 
-# %% ../nbs/parts/08_bodies.ipynb #21b16943
+# %% ../nbs/parts/08_bodies.ipynb #b572840a
 _known = WeakKeyDictionary()
 
 def _kids(m):
@@ -118,7 +118,7 @@ def _from(m, kids):
     body.made_of = _class_name(m)
     return body
 
-# %% ../nbs/parts/08_bodies.ipynb #a81a5ed5
+# %% ../nbs/parts/08_bodies.ipynb #970b0798
 def _is_body_and_head(kids):
     if len(kids)!=2 or not any(True for _ in unwrap_model(kids[0]).children()): return False
     nb,nh = (len(_convs(o)) for o in kids)
@@ -148,7 +148,7 @@ def _of_sequential(m):
         if n==len(kids): return
     return _from(m, kids[:n]) if type(m) is not nn.Sequential else kids[0] if n==1 else m[:n]
 
-# %% ../nbs/parts/08_bodies.ipynb #0f0ae2fe
+# %% ../nbs/parts/08_bodies.ipynb #3fb4a7fc
 def find_body(
     model:nn.Module, # A whole model
 )->nn.Module|None: # Takes images and gives maps, tokens or features; all its parameters are the model's
@@ -163,7 +163,7 @@ def find_body(
     if _is_timm(m): return Encoder(m, channels_in(m))
     return _of_torchvision(m) if _is_torchvision(m) else None
 
-# %% ../nbs/parts/08_bodies.ipynb #9867ab08
+# %% ../nbs/parts/08_bodies.ipynb #3844e0c7
 def _is_part(e, m):
     "Is `e` a module of `m`, or made of nothing but its parameters?"
     if any(o is e for o in m.modules()): return True
@@ -188,8 +188,8 @@ def _deep_line(o, path, last):
 def _lines(m):
     "Lines that might pick the encoder out of `m`, the likeliest first"
     n,last = len(_convs(m)),_last_linear(m)
-    for k,o in m.named_modules():
-        if k and n and k.count('.')<3 and 2*len(_convs(o))>n: yield from _deep_line(o, _path(k), last and m.get_submodule(last))
+    deep = [(k,o) for k,o in m.named_modules() if k and k.count('.')<3 and n and 2*len(_convs(o))>n]
+    for k,o in deep: yield from _deep_line(o, _path(k), last and m.get_submodule(last))
     if type(m) is nn.Sequential:
         yield from (f'm[:{i}]' for i,o in enumerate(m) if _upsamples(o))
         if last: yield f"m[:{last.split('.')[0]}]"
@@ -209,30 +209,33 @@ def _learns(enc):
 
 def _advice(m):
     line = next((o for o in _lines(m) if _works(m, o)), None)
-    return f'Pass encoder=lambda m: m.NAME; its children are: {_names(m)}' + (f'. Here this would do: encoder=lambda m: {line}' if line else
-        '. None of them takes images and gives features, so make a module of its parts that does')
+    say = f'Pass encoder=lambda m: m.NAME; its children are: {_names(m)}. '
+    if line: return say + f'Here this would do: encoder=lambda m: {line}'
+    return say + 'None of them takes images and gives features, so make a module of its parts that does'
 
-# %% ../nbs/parts/08_bodies.ipynb #143d000b
+# %% ../nbs/parts/08_bodies.ipynb #cac398e5
 def _no_images(m):
     "The name of a layer that says that `m` takes no images, or None"
     if any(isinstance(o, nn.Conv2d) for o in m.modules()): return
     other = (nn.Embedding,nn.EmbeddingBag,nn.RNNBase,nn.Conv1d,nn.Conv3d)
-    return next((type(o).__name__ for o in m.modules() if isinstance(o, other) or type(o).__name__=='TabularModel'), None)
+    names = (type(o).__name__ for o in m.modules() if isinstance(o, other) or type(o).__name__=='TabularModel')
+    return next(names, None)
 
-# %% ../nbs/parts/08_bodies.ipynb #e25854ea
+# %% ../nbs/parts/08_bodies.ipynb #dbf31c21
 def _given(model, encoder):
     what = f'encoder={encoder!r:.60}'
     if not isinstance(encoder, nn.Module):
-        if not callable(encoder): raise TypeError(f'{what} is no function from a model to its encoder, and no module. {_advice(model)}')
+        if not callable(encoder): raise TypeError(f'{what} is no function model → encoder, and no module. {_advice(model)}')
         try: encoder = encoder(model)
         except (AttributeError,IndexError,KeyError,TypeError) as e:
-            raise ValueError(f'cannot find the encoder: {what} failed ({type(e).__name__}: {e}). {_advice(model)}') from e
+            err = f'{what} failed ({type(e).__name__}: {e})'
+            raise ValueError(f'cannot find the encoder: {err}. {_advice(model)}') from e
     if isinstance(encoder, nn.Module) and _is_part(encoder, model): return encoder
     raise ValueError(f'cannot find the encoder: {what} is no part of {_class_name(model)}. {_advice(model)}')
 
 def get_encoder(
     model:nn.Module, # A whole model
-    encoder:Callable|nn.Module|None=None, # Function from model to encoder, or the encoder itself; as `find_body` finds it if None
+    encoder:Callable|nn.Module|None=None, # Function model → encoder, or the encoder; None: `find_body` looks for it
 )->nn.Module:
     "The encoder inside `model`, or made of its parts; raises `ValueError` if it cannot be told, and says what to pass."
     model = unwrap_model(model)
@@ -241,8 +244,8 @@ def get_encoder(
         raise ValueError(f'contrastive terms need images, (bs, c, h, w): {name} is made for something else ({other})')
     enc = find_body(model) if encoder is None else _given(model, encoder)
     if enc is not None: return inner if isinstance(inner := unwrap_model(enc), Encoder) else enc
-    seq = isinstance(model, nn.Sequential)
-    what = f'where the body of this {name} ends cannot be told' if seq else f'{name} is no nn.Sequential of body and head'
+    what = f'{name} is no nn.Sequential of body and head'
+    if isinstance(model, nn.Sequential): what = f'where the body of this {name} ends cannot be told'
     raise ValueError(f'cannot find the encoder: {what}. {_advice(model)}')
 
 def as_encoder(

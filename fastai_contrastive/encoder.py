@@ -19,9 +19,9 @@ from .backbone import _class_name, _dry_pass, _eval_mode
 from .bodies import *
 from .archs import *
 
-# %% ../nbs/parts/10_encoder.ipynb #3cf64aa8
-_all_ = ['Encoder', 'unwrap_model', 'channels_in', 'UpTo', 'find_body', 'get_encoder', 'as_encoder', 'arch_names', 'nearest', 'create_encoder',
-         'SplitBody', 'split_encoder']
+# %% ../nbs/parts/10_encoder.ipynb #8db90f5f
+_all_ = ['Encoder', 'unwrap_model', 'channels_in', 'UpTo', 'find_body', 'get_encoder', 'as_encoder', 'arch_names', 'nearest',
+         'create_encoder', 'SplitBody', 'split_encoder']
 
 # %% ../nbs/parts/10_encoder.ipynb #6d4b151c
 @contextmanager
@@ -36,7 +36,7 @@ def replacing(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/parts/10_encoder.ipynb #4435d821
+# %% ../nbs/parts/10_encoder.ipynb #6b25e710
 def check_writable(
     path:str|Path, # A file that is going to be written
 )->Path: # `path`, its folder made
@@ -52,7 +52,7 @@ def check_writable(
     if path.is_dir(): raise IsADirectoryError(f'cannot write {path}: it is a folder; name a file in it')
     return path
 
-# %% ../nbs/parts/10_encoder.ipynb #100cf535
+# %% ../nbs/parts/10_encoder.ipynb #3a80ffe0
 def _network(enc):
     "The network inside an encoder's body: of a wrapper, of fastai's `TimmBody`, of `UpTo`"
     body = unwrap_model(enc.body)
@@ -67,7 +67,7 @@ def _weights(enc):
     keep = plain_names(without_classifier(m))
     return {k:v for k,v in names.items() if k in keep}
 
-# %% ../nbs/parts/10_encoder.ipynb #0fa7fb5f
+# %% ../nbs/parts/10_encoder.ipynb #e0f98846
 def _arch(enc, learn=None):
     "The name to rebuild `enc` by, and keyword arguments to do so"
     m,arch = _network(enc),getattr(learn, 'arch', None)
@@ -81,7 +81,7 @@ def _img_size(m, cfg):
     sz = getattr(getattr(m, 'patch_embed', None), 'img_size', None)
     return {} if sz is None or tuple(sz)==tuple(cfg.get('input_size', ())[1:]) else {'img_size':list(sz)}
 
-# %% ../nbs/parts/10_encoder.ipynb #8e2532d7
+# %% ../nbs/parts/10_encoder.ipynb #f0f23a7b
 _key = 'fastai_contrastive'
 
 def _is_json(v):
@@ -93,7 +93,8 @@ def _header(enc, learn, recipe, whole):
     needs = [k for k,v in kwargs.items() if not _is_json(v)]
     stats = ifnone(stats_of(learn) if isinstance(learn, Learner) else None, enc.stats)
     if recipe is None and not isinstance(learn, Learner): recipe = enc.recipe
-    meta = dict(arch=arch, kwargs={k:v for k,v in kwargs.items() if k not in needs}, nf=enc.nf, n_in=enc.n_in, stats=stats, recipe=recipe)
+    kwargs = {k:v for k,v in kwargs.items() if k not in needs}
+    meta = dict(arch=arch, kwargs=kwargs, nf=enc.nf, n_in=enc.n_in, stats=stats, recipe=recipe)
     return {**meta, 'needs':needs} if needs else meta
 
 # %% ../nbs/parts/10_encoder.ipynb #39cd7cf7
@@ -103,7 +104,7 @@ def save_encoder(
     recipe:dict|None=None, # How it was trained, kept in the file; None: what the encoder brings from its own
     encoder:Callable|nn.Module|None=None, # Which part of the model, as for `get_encoder`
 )->Path: # The file
-    "Write the encoder's weights with what is needed to rebuild it, beside its place and renamed; `TypeError` for what is no model."
+    "Write the encoder's weights with what is needed to rebuild it; `TypeError` for what is no model, `OSError` if it cannot."
     enc = _encoder_of(learn, encoder)
     path = Path(path)
     path = check_writable(path if path.suffix else path.with_suffix('.safetensors'))
@@ -117,7 +118,8 @@ def save_encoder(
 
 def _encoder_of(learn, encoder=None):
     if not isinstance(learn, (Learner,nn.Module)):
-        raise TypeError(f'save_encoder writes the encoder of a Learner, or a module: got {type(learn).__name__} {learn!r:.60}')
+        got = f'{type(learn).__name__} {learn!r:.60}'
+        raise TypeError(f'save_encoder writes the encoder of a Learner, or a module: got {got}')
     m = unwrap_model(learn.model if isinstance(learn, Learner) else learn)
     holds = isinstance(m, nn.Sequential) and len(m) and isinstance(unwrap_model(m[0]), Encoder)
     return as_encoder(get_encoder(m, encoder) if isinstance(learn, Learner) or encoder is not None or holds else m)
@@ -138,23 +140,27 @@ def encoder_info(
 )->dict: # arch, kwargs, nf, n_in, stats (mean and std, or None: not known), recipe
     "What the header of a weights file says; `FileNotFoundError`, or `ValueError` if it is no such file."
     path = Path(path)
+    todo = 'pass a file that save_encoder wrote'
     if not path.exists(): raise FileNotFoundError(f'no weights at {path}')
     try:
         with safe_open(path, 'pt') as f: meta = (f.metadata() or {}).get(_key)
-    except Exception as e: raise ValueError(f'{path} is not a safetensors file ({e}): pass a file that save_encoder wrote') from e
-    if meta is None: raise ValueError(f'{path} has no {_key} header: pass a file that save_encoder wrote')
+    except Exception as e: raise ValueError(f'{path} is not a safetensors file ({e}): {todo}') from e
+    if meta is None: raise ValueError(f'{path} has no {_key} header: {todo}')
     try: info = json.loads(meta)
-    except ValueError as e: raise ValueError(f'the {_key} header of {path} is no JSON ({e}): pass a file that save_encoder wrote') from e
-    if lost := [k for k in ('arch','n_in') if k not in info]: raise ValueError(f"the header of {path} does not say {' and '.join(lost)}")
+    except ValueError as e: raise ValueError(f'the {_key} header of {path} is no JSON ({e}): {todo}') from e
+    if lost := [k for k in ('arch','n_in') if k not in info]:
+        raise ValueError(f"the header of {path} does not say {' and '.join(lost)}: {todo}")
     return {**dict(kwargs={}, stats=None, recipe=None), **info}
 
-# %% ../nbs/parts/10_encoder.ipynb #507dd260
+# %% ../nbs/parts/10_encoder.ipynb #a378048a
 def _fit_error(path, info, enc, ws):
     "Which names and shapes of `ws` do not fit `enc`, as one message, or None"
     sd = enc.body.state_dict()
     have = {k:tuple(sd[v].shape) for k,v in _weights(enc).items()}
-    rows = [f'missing in the file: {k}' for k in have if k not in ws] + [f'not in the encoder: {k}' for k in ws if k not in have]
-    rows += [f'{k}: {tuple(ws[k].shape)} in the file, {s} in the encoder' for k,s in have.items() if k in ws and ws[k].shape!=s]
+    got = {k:tuple(w.shape) for k,w in ws.items()}
+    rows = [f'missing in the file: {k}' for k in have if k not in got]
+    rows += [f'not in the encoder: {k}' for k in got if k not in have]
+    rows += [f'{k}: {got[k]} in the file, {s} in the encoder' for k,s in have.items() if got.get(k, s)!=s]
     if not rows: return
     head = f"{path} (arch {info['arch']}) does not fit {enc.arch}: {len(rows)} keys differ"
     return '\n- '.join([head] + rows[:12] + (['...'] if len(rows)>12 else []))
@@ -162,18 +168,19 @@ def _fit_error(path, info, enc, ws):
 def _rebuilt(path, info, arch, kwargs):
     "An encoder of the kind that `info` names, or of `arch`"
     if arch is None and not kwargs and info.get('needs'):
-        raise ValueError(f"{path} holds {info['arch']} made with {', '.join(info['needs'])}=, which a file cannot hold: "
-            f"pass arch=partial(..., {info['needs'][0]}=...)")
+        what = f"{info['arch']} made with {', '.join(info['needs'])}="
+        raise ValueError(f"{path} holds {what}, which a file cannot hold: pass arch=partial(..., {info['needs'][0]}=...)")
     if isinstance(arch, nn.Module): return create_encoder(arch, info['n_in'])
-    try: return create_encoder(ifnone(arch, info['arch']), info['n_in'], **(kwargs or (info['kwargs'] if arch is None else {})))
+    if arch is not None: return create_encoder(arch, info['n_in'], **kwargs)
+    try: return create_encoder(info['arch'], info['n_in'], **(kwargs or info['kwargs']))
     except ValueError as e:
-        if arch is not None: raise
-        raise ValueError(f"{path} holds {info['arch']}, which no library here can rebuild by name: pass arch=, the module it was") from e
+        todo = 'which no library here can rebuild by name: pass arch=, the module it was'
+        raise ValueError(f"{path} holds {info['arch']}, {todo}") from e
 
-# %% ../nbs/parts/10_encoder.ipynb #3833564b
+# %% ../nbs/parts/10_encoder.ipynb #a3977ad3
 def load_encoder(
     path:str|Path, # A file `save_encoder` wrote
-    arch:str|Callable|nn.Module|None=None, # Rebuild from the header if None; else as for `create_encoder`, as for a module of your own
+    arch:str|Callable|nn.Module|None=None, # As for `create_encoder`; None: from the header
     **kwargs # Passed to the arch in place of the header's
 )->Encoder: # With the file's `stats` and `recipe`
     "The saved encoder, rebuilt; never unpickles. Raises `ValueError` naming the keys and shapes that do not fit."

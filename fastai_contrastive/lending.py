@@ -12,39 +12,8 @@ from fastai.basics import *
 
 # %% ../nbs/parts/06_lending.ipynb #ff1236c1
 class Loan:
-    "Parameters that are in an optimizer's last group only between `lend` and `reclaim`; their optimizer state is kept here between batches"
-    def __init__(self): self.opt,self.state,self.slow,self._out = None,{},None,None
-
-    def lend(self,
-        opt, # fastai `Optimizer`, `OptimWrapper` or `Lookahead`
-        params:list, # Parameters to lend; those that need no gradient are left out
-        no_wd=(), # Those of `params` that get no weight decay (an `OptimWrapper` has one decay a group and cannot tell)
-    ):
-        "Put `params` into `opt`'s last group. Does nothing while a loan is out."
-        params = [p for p in params if p.requires_grad]
-        if self._out is not None or not params: return
-        if self.opt is not None and opt is not self.opt: self.clear()
-        self.opt = opt
-        group,state,no_wd = opt.param_lists[-1],_state_of(opt),{id(p) for p in no_wd}
-        for p in params:
-            s = self.state.pop(p, None)
-            if s is None and isinstance(opt, OptimWrapper): continue
-            state[p] = ifnone(s, {'do_wd':False} if id(p) in no_wd else {})
-        slow = getattr(opt, 'slow_weights', None)
-        if slow is not None: slow[-1].extend(ifnone(self.slow, [p.detach().clone() for p in params]))
-        self._out = group,state,slow,len(group),params
-        group.extend(params)
-
-    def reclaim(self):
-        "Take the parameters and their state out again. Does nothing if no loan is out."
-        if self._out is None: return
-        (group,state,_,n,params),self._out = self._out,None
-        for p in params:
-            if p in state: self.state[p] = state.pop(p)
-        ids = {id(p) for p in params}
-        group[:] = [p for p in group if id(p) not in ids]
-        slow = getattr(self.opt, 'slow_weights', None)
-        if slow is not None and len(slow[-1])>n: self.slow,slow[-1][n:] = list(slow[-1][n:]),[]
+    "Parameters that are in an optimizer's last group only between `lend` and `reclaim`; their state is kept here meanwhile"
+    def __init__(self): self.clear()
 
     def clear(self):
         "Forget the optimizer and all state, as `create_opt` does for the model."
@@ -55,6 +24,41 @@ def _state_of(opt):
     "The dictionary in which `opt` keeps a parameter's state"
     return (opt.opt if isinstance(opt, (Lookahead,OptimWrapper)) else opt).state
 
+# %% ../nbs/parts/06_lending.ipynb #09874071
+@patch
+def lend(self:Loan,
+    opt:Optimizer|OptimWrapper, # fastai's `Optimizer` or `OptimWrapper`; `Lookahead`, which has one inside, too
+    params:list, # Parameters to lend; those that need no gradient are left out
+    no_wd:list|tuple=(), # Those of `params` that get no weight decay (an `OptimWrapper` has one decay a group and cannot tell)
+):
+    "Put `params` into `opt`'s last group. Does nothing while a loan is out."
+    params = [p for p in params if p.requires_grad]
+    if self._out is not None or not params: return
+    if self.opt is not None and opt is not self.opt: self.clear()
+    self.opt = opt
+    group,state,no_wd = opt.param_lists[-1],_state_of(opt),{id(p) for p in no_wd}
+    for p in params:
+        s = self.state.pop(p, None)
+        if s is None and isinstance(opt, OptimWrapper): continue
+        state[p] = ifnone(s, {'do_wd':False} if id(p) in no_wd else {})
+    slow = getattr(opt, 'slow_weights', None)
+    if slow is not None: slow[-1].extend(ifnone(self.slow, [p.detach().clone() for p in params]))
+    self._out = group,state,slow,len(group),params
+    group.extend(params)
+
+# %% ../nbs/parts/06_lending.ipynb #035b7059
+@patch
+def reclaim(self:Loan):
+    "Take the parameters and their state out again. Does nothing if no loan is out."
+    if self._out is None: return
+    (group,state,_,n,params),self._out = self._out,None
+    for p in params:
+        if p in state: self.state[p] = state.pop(p)
+    ids = {id(p) for p in params}
+    group[:] = [p for p in group if id(p) not in ids]
+    slow = getattr(self.opt, 'slow_weights', None)
+    if slow is not None and len(slow[-1])>n: self.slow,slow[-1][n:] = list(slow[-1][n:]),[]
+
 # %% ../nbs/parts/06_lending.ipynb #94de1ec4
 @patch
 def state_dict(self:Loan,
@@ -63,14 +67,17 @@ def state_dict(self:Loan,
     "A copy of the optimizer's state of `params`."
     return dict(state=[deepcopy(dict(self.state.get(p, {}))) for p in params], slow=deepcopy(self.slow))
 
+# %% ../nbs/parts/06_lending.ipynb #2e9e724d
 @patch
 def load_state_dict(self:Loan,
     sd:dict, # From `state_dict`
     params:list, # The same parameters in the same order
 ):
-    "Put back what `state_dict` gave; it is used by the next optimizer that they are lent to."
+    "Put back what `state_dict` gave, for the next optimizer that they are lent to; `ValueError` if it is of other heads."
     self.clear()
-    if len(sd['state'])!=len(params): raise ValueError(f"optimizer state of {len(sd['state'])} head parameters does not fit {len(params)}: build the same objective")
-    # PyTorch keeps its count of steps on the CPU
-    self.state = {p:{k:o.to(p.device) if isinstance(o, Tensor) and o.ndim else o for k,o in deepcopy(s).items()} for p,s in zip(params, sd['state']) if s}
+    if len(sd['state'])!=len(params):
+        raise ValueError(f"optimizer state of {len(sd['state'])} head parameters does not fit {len(params)}: "
+            'build the same objective')
+    def _at(o, p): return o.to(p.device) if isinstance(o, Tensor) and o.ndim else o
+    self.state = {p:{k:_at(o, p) for k,o in deepcopy(s).items()} for p,s in zip(params, sd['state']) if s}
     if sd['slow'] is not None: self.slow = [to_device(s.clone(), p.device) for s,p in zip(sd['slow'], params)]
