@@ -18,6 +18,7 @@ from .rows import *
 from .rows import _beside
 from .given import *
 from .judge import *
+from .judge import _n_neighbours
 from .recipes import Recipe, data_path, write_row
 from .bench import bench_cases, bench_rows, split_case
 from .core import *
@@ -27,10 +28,10 @@ from .evaluation.knn import *
 from .pretext.core import *
 from .demo import demo
 
-# %% ../nbs/commands/03_cli.ipynb #2484ca11
+# %% ../nbs/commands/03_cli.ipynb #aa29ed82
 _all_ = ['demo', 'error_line', 'command', 'Lines', 'settings']
 
-# %% ../nbs/commands/03_cli.ipynb #225047e5
+# %% ../nbs/commands/03_cli.ipynb #53479e73
 _data = Annotated[str, 'imagenette, imagewoof, imagewang (fetched if need be), synth (drawn), or a folder with train/ '
                        'and val/ (or valid/), perhaps unsup/']
 _encoder = Annotated[str, dict(opt=True, required=True)]
@@ -39,7 +40,7 @@ _knn = Annotated[int, 'Show the accuracy of so many nearest neighbours (20) each
 def _kv(what): return Annotated[settings, f'Settings of the {what}: key=value,key=value']
 def _names(registry): return ', '.join(k+'*'*getattr(registry[k], 'needs_labels', False) for k in sorted(registry))
 
-# %% ../nbs/commands/03_cli.ipynb #68bc0250
+# %% ../nbs/commands/03_cli.ipynb #342ee2a2
 def _next(out, data, size, skip_bad, num_workers):
     "The command that goes on from here, as text for a shell, or what it would need"
     try:
@@ -52,7 +53,7 @@ def _next(out, data, size, skip_bad, num_workers):
              f'--data {shlex.quote(str(data))}', '--size', size, *more]
     return f'next:    {" ".join(map(str, words))}'
 
-# %% ../nbs/commands/03_cli.ipynb #531150cc
+# %% ../nbs/commands/03_cli.ipynb #80dafc75
 def _warn_diverged(row):
     "Say that the training loss is no number"
     if row['values'] and row['values'][-1][0] is None:
@@ -87,7 +88,9 @@ def pretrain(
         views_args or {}, weight, epochs, lr, wd, seed, with_val)
     out,kw = out_file(out, '.safetensors'),dict(num_workers=num_workers, skip_bad=skip_bad)
     cbs = [Lines()]
-    if knn is not None: cbs.append(KNNMonitor(labelled_dls(data_path(data, size), size, bs, **kw), k=knn))
+    if knn is not None:
+        labelled = labelled_dls(data_path(data, size), size, bs, **kw)
+        cbs.append(KNNMonitor(labelled, k=_n_neighbours(labelled, None, knn)))
     print(f'{r.name}: {arch}, {data}, {size} px, {epochs} epochs', flush=True)
     _,row = recipes.pretrain(r, out, cbs=cbs, **kw)
     print(f"{row['images']} images, {row['steps']} steps, {row['seconds']} s")
@@ -117,7 +120,7 @@ def _say(row, out, **shares):
     print(', '.join(f'{k} -' if v is None else f'{k} {100*v:.2f}%' for k,v in shares.items())+f" ({row['seconds']} s)")
     print(f'row: {out}', flush=True)
 
-# %% ../nbs/commands/03_cli.ipynb #bc6147b9
+# %% ../nbs/commands/03_cli.ipynb #309b3560
 @command
 def finetune(
     encoder:_encoder, # Weights file that contrastive-pretrain wrote, or an arch to start from scratch
@@ -143,7 +146,7 @@ def finetune(
     _say(row, out, accuracy=row['accuracy'])
     return row
 
-# %% ../nbs/commands/03_cli.ipynb #576cf20d
+# %% ../nbs/commands/03_cli.ipynb #99328785
 @command
 def evaluate(
     encoder:_encoder, # Weights file that contrastive-pretrain wrote

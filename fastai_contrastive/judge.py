@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['weights_file', 'unfinished', 'finetune', 'evaluate']
 
-# %% ../nbs/runs/03_judge.ipynb #bacc7d85
+# %% ../nbs/runs/03_judge.ipynb #69a336f6
 import time
 from fastai.vision.all import *
 from .encoder import *
@@ -18,7 +18,7 @@ from .rows import *
 from .rows import _beside
 from .given import *
 
-# %% ../nbs/runs/03_judge.ipynb #76688533
+# %% ../nbs/runs/03_judge.ipynb #5d431e9e
 def weights_file(
     encoder:object, # What was given
 )->Path|None: # The file; None for an arch, a module, an `Encoder`
@@ -29,7 +29,7 @@ def weights_file(
     if f.name and (g := f.with_name(f.name+'.safetensors')).is_file(): return g
     return f if isinstance(encoder, Path) or s[:1] in ('~','.') or ('/' in s and ':' not in s) else None
 
-# %% ../nbs/runs/03_judge.ipynb #181d8768
+# %% ../nbs/runs/03_judge.ipynb #1a989190
 def unfinished(
     path:str|Path, # A weights file
 )->str: # '' for a run that came to its end, or of which that is not known
@@ -51,7 +51,7 @@ def _get_encoder(encoder, arch_args=None):
         row['encoder_epoch'],row['encoder_epochs'] = (enc.recipe[k] for k in ('epoch','epochs'))
     return enc,row
 
-# %% ../nbs/runs/03_judge.ipynb #99943a1d
+# %% ../nbs/runs/03_judge.ipynb #9782d9f1
 def _last(learn, col):
     "The last value of a column, None where it is not finite, or there is none"
     v = float(dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1])).get(col, math.nan))
@@ -62,7 +62,7 @@ def _nothing_written(learn, out):
     s = f'fine-tuning stopped in epoch {learn.epoch+1} of {learn.n_epoch}, nothing was written'
     return s + (f'; {out} is the row of an earlier run' if out and out.exists() else '')
 
-# %% ../nbs/runs/03_judge.ipynb #3e779edd
+# %% ../nbs/runs/03_judge.ipynb #b0403c9f
 def _write(learn, row, out):
     "The row, and the classifier's weights beside it"
     if out is None: return
@@ -100,7 +100,7 @@ def finetune(
     _write(learn, row, out)
     return learn,row
 
-# %% ../nbs/runs/03_judge.ipynb #d5071a35
+# %% ../nbs/runs/03_judge.ipynb #0e3c7a7f
 def _judged(fs, k, C):
     "Accuracies by neighbours and by a probe (or None), and why one is missing"
     missing,res = {},{}
@@ -111,7 +111,7 @@ def _judged(fs, k, C):
     knn,acc = (None if res[o][0] is None else round(res[o][0], 5) for o in res)
     return dict(knn=knn, linear=acc, C=getattr(res['linear'], 'C', C), **(dict(missing=missing) if missing else {}))
 
-# %% ../nbs/runs/03_judge.ipynb #045d239e
+# %% ../nbs/runs/03_judge.ipynb #50db0cff
 def _n_neighbours(dls, classes, k):
     "`k`, or 20 where the training set has that many"
     n = len(eval_dl(dls, 0, classes).dataset)

@@ -418,30 +418,45 @@ def few(path, n, classes, valid=None):
         for f in sorted((src/'train'/c).iterdir())[:n.get(c, max(n.values()))]: shutil.copy(f, path/'train'/c)
     return path
 
-@pytest.mark.parametrize('n,classes,have,why', [(dict(disk=2, heart=6), ['disk','heart'], 'knn', 'choose it, say by --c .01'),
-    (dict(disk=5), ['disk'], 'knn', 'needs two classes')], ids=['two images','one class'])
-def test_eval_keeps_what_it_has(run, weights, tmp_path, n, classes, have, why):
-    path = few(tmp_path/'few', n, classes)
-    args = ['--encoder', weights, '--data', path, '--size', 32, '--num-workers', 0, '--out', 'e']
-    with pytest.warns(UserWarning) as w: status,out,err = run('eval', *args)
-    row = json.loads(Path('e.json').read_text())
-    assert status==0 and f"knn {100*row['knn']:.2f}%, linear -" in out and row['linear'] is None
-    said = cli.in_options(str(w[-1].message), {'C':'--c'})
-    assert said.startswith('no linear: ') and why in said and row['missing'].keys()=={'linear'} and row['k']==min(20, row['n_train'])
-    if '--c' in why:
-        for o in ('--c','--C','-c'): assert run('eval', *args, o, '.01')[0]==0
-        assert (row := json.loads(Path('e.json').read_text()))['linear'] is not None and row['C']==.01 and 'missing' not in row
+needs_three = 'choosing C takes 3 training images of every class: the smallest has 2; pass C, say C=.01'
 
-def test_eval_says_it_in_one_line(weights, tmp_path):
-    "From the installed command: results on stdout, the reason and an option that exists on stderr"
-    path = few(tmp_path/'few', dict(disk=2, heart=6), ['disk','heart'])
-    r = subprocess.run([Path(sys.executable).with_name('contrastive-eval'), '--encoder', weights, '--data', path, '--size', '32', '--num-workers', '0', '--out', tmp_path/'e'],
+def dead(path):
+    "Weights whose features are all zero"
+    enc = create_encoder('xresnet18', widen=.25)
+    for p in enc.parameters(): p.data.zero_()
+    return save_encoder(enc, path)
+
+def test_eval_of_two_images(run, weights, tmp_path):
+    "A class of two images costs no result; with or without a strength of regularisation, in each spelling of its option"
+    args = ['--encoder', weights, '--data', few(tmp_path/'few', dict(disk=2, heart=6), ['disk','heart']), '--size', 32, '--num-workers', 0, '--out', 'e']
+    for more in ([], *([o,'.01'] for o in ('--c','--C','-c','-C'))):
+        status,out,_ = run('eval', *args, *more)
+        row = json.loads(Path('e.json').read_text())
+        assert status==0 and f"knn {100*row['knn']:.2f}%" in out and row['k']==8 and 'linear' in {**row.get('missing', {}), **{k:v for k,v in row.items() if v is not None}}
+        if more: assert row['C']==.01 and f"linear {100*row['linear']:.2f}%" in out
+
+@pytest.mark.parametrize('lost,kept', [('knn','linear'), ('linear','knn')])
+def test_eval_keeps_what_it_has(run, weights, shapes, tmp_path, monkeypatch, lost, kept):
+    "One result that cannot be had costs not the other: shown, written, and said why, with an option that exists"
+    if lost=='knn': weights = dead(tmp_path/'dead')
+    else:
+        def _probe(*args, **kwargs): raise ValueError(needs_three)
+        monkeypatch.setitem(recipes.evaluate.__globals__, 'linear_probe', _probe)
+    with pytest.warns(UserWarning) as w: status,out,_ = run('eval', '--encoder', weights, '--data', shapes, '--size', 32, '--num-workers', 0, '--out', 'e')
+    row,said = json.loads(Path('e.json').read_text()),[cli.in_options(str(o.message), {'C':'--c'}) for o in w]
+    assert status==0 and f'{kept} {100*row[kept]:.2f}%' in out and f'{lost} -' in out
+    assert row[lost] is None and list(row['missing'])==[lost] and any(o.startswith(f'no {lost}: ') for o in said)
+    if lost=='linear': assert said[-1].endswith('choose it, say by --c .01') and '--c' in run('eval', '--help')[1]
+
+def test_eval_says_it_in_one_line(shapes, tmp_path):
+    "From the installed command: results on stdout, the reason on stderr"
+    r = subprocess.run([Path(sys.executable).with_name('contrastive-eval'), '--encoder', dead(tmp_path/'dead'), '--data', shapes, '--size', '32', '--num-workers', '0', '--c', '.1'],
         capture_output=True, text=True)
-    assert r.returncode==0 and 'linear -' in r.stdout
-    assert re.fullmatch(r'contrastive-eval: warning: no linear: choosing C takes .* --c \.01\n', r.stderr), r.stderr
+    assert r.returncode==0 and 'knn -, linear ' in r.stdout
+    assert re.fullmatch(r'contrastive-eval: warning: no knn: .* zero.*\n', r.stderr), r.stderr
 
 def test_eval_with_nothing_to_have(run, tmp_path, shapes, weights):
-    "Features that are no numbers: neither result, one line, no row; a class that only val has: the same"
+    "Features that are no numbers, one class, a class that only val has: neither result, one line, no row"
     enc = load_encoder(weights)
     for p in enc.parameters(): p.data.fill_(float('nan'))
     save_encoder(enc, 'nan')
@@ -449,6 +464,8 @@ def test_eval_with_nothing_to_have(run, tmp_path, shapes, weights):
     assert status==2 and err.count('\n')==1 and 'neither neighbours nor a probe' in err and not Path('nan.eval.json').exists()
     status,_,err = run('eval', '--encoder', weights, '--data', few(tmp_path/'few', dict(heart=4), ['disk','heart'], ['heart']), '--size', 32, '--num-workers', 0, '--out', 'e')
     assert status==2 and err.count('\n')==1 and 'disk' in err and not Path('e.json').exists()
+    status,_,err = run('eval', '--encoder', weights, '--data', few(tmp_path/'one', dict(disk=5), ['disk']), '--size', 32, '--num-workers', 0, '--out', 'e')
+    assert status==2 and err.count('\n')==1 and 'two classes' in err and not Path('e.json').exists()
 
 def pasted(out): return [o.split('next:', 1)[1].strip() for o in out.split('\n') if 'next:' in o]
 
@@ -565,6 +582,15 @@ said = [
     ('choosing C takes 3 training images of every class: the smallest has 2; pass C, say C=.01', '--c .01', 'C='),
     ('moco needs batches of 2 images or more: got bs=1', 'got --bs 1', 'bs='),
     ('with_val would train on the labels of val/: leave it out', '--with-val', 'with_val'),
+    ('x has both val and valid: say which holds the validation images by valid=', 'rename or remove one', 'valid='),
+    ('no folder val or valid in x, which has train; say which hold the images by train= and valid=, or set a share of the training images aside by valid_pct=.2',
+     'should be in train/ and val/ (or valid/)', '='),
+    ("is the class of a cat, the folder below b, or old, its own? Say class_from='top' or class_from='parent'", 'directly in its folder', 'class_from'),
+    ('k must be a whole number from 1 to the number of possible neighbours: got 100 with 40; k=20 would do', '; 20 would do', 'k='),
+    ('the training loader has no batch: 36 images, bs=64, and a batch that is not full is dropped; use a smaller bs, or drop_last=False', '--bs 64', 'drop_last'),
+    ('3 of 9 images of the training set have no label (below 0): leave them out, or pass classes=', 'leave them out', 'classes'),
+    ('uint16 values do not say what is black (here they go from 0 to 9): pass value_range=, one for the whole data set, such as (0, 1) or (0, 4095), or give 8-bit values',
+     'convert them to 8 bits', 'pass value_range'),
     ('with_val=True, but x has no folder val or valid', '--with-val, but', 'True'),
 ]
 @pytest.mark.parametrize('msg,has,has_not', said, ids=lambda o: o[:12])
