@@ -26,6 +26,7 @@ myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 4
 html_theme,html_title = 'furo',project
 pygments_dark_style = 'monokai'
+suppress_warnings = ['misc.highlighting_failure'] # cells may hold what only a notebook understands
 html_static_path,html_css_files = ['style.css'],['style.css']
 html_math_renderer = 'mathml'
 html_show_sourcelink = html_copy_source = html_show_copyright = False
