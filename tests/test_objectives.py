@@ -300,10 +300,23 @@ def _grads(name, i, n=16):
     gs = {f'{k}.{n}':g for k,m in (('obj',obj),('enc',enc)) for n,g in grads(m).items()}
     return dict(loss=c.detach(), grads=gs, state={k:v.clone() for k,v in obj.state_dict().items()})
 
+def _state(name, ids):
+    "What is remembered after a step of 32 images, of which this process has those of `ids`, a list of portions"
+    obj,enc = ready(name, queue_size=40)
+    x,y = batch(32)
+    views = views_of(quiet_norms(obj), x)
+    for i in ids:
+        obj.ids = torch.arange(32)[i] if obj.needs_ids else None
+        with obj.held(): obj(enc, portion(views, i), y[i] if obj.needs_labels else None)
+    obj.after_step(enc)
+    return obj.state_dict()
+
 def _worker(rank, path):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{path}/store', rank=rank, world_size=2)
-    torch.save({k:_grads(k, slice(8*rank, 8*rank+8)) for k in names}, f'{path}/{rank}.pt')
+    at = 16*rank
+    portions = {k:_state(k, [slice(at, at+8),slice(at+8, at+16)]) for k in names}
+    torch.save({'portions':portions, **{k:_grads(k, slice(8*rank, 8*rank+8)) for k in names}}, f'{path}/{rank}.pt')
     dist.destroy_process_group()
 
 @pytest.fixture(scope='module')
@@ -320,6 +333,12 @@ def test_two_processes_are_one_with_the_joined_batch(two, name):
         mean = None if g is None else (a['grads'][k]+b['grads'][k])/2
         assert mean is None or torch.allclose(mean, g, rtol=1e-4, atol=1e-5*max(1., g.abs().max().item())), k
     for k,v in one['state'].items(): assert torch.allclose(a['state'][k].float(), v.float(), atol=1e-5) and torch.equal(a['state'][k], b['state'][k]), k
+
+@each
+def test_two_processes_in_portions_are_one_with_the_joined_batch(two, name):
+    "Two portions on each of two processes, and one batch on one: the same is remembered, in the same order"
+    one,both = _state(name, [slice(None)]),[o['portions'][name] for o in two]
+    assert not differ(both[0], one) and all(torch.equal(v, both[1][k]) for k,v in both[0].items())
 
 # A step in portions
 
