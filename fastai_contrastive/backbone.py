@@ -158,7 +158,7 @@ class Encoder(Portable):
         if f.shape[1]==self.nf: return f
         size = '×'.join(map(str, x.shape[-2:]))
         raise ValueError(f'{self.arch} gives {f.shape[1]} features for images of {size} pixels, and was measured '
-            f'with {self.nf}: let it pool (nn.AdaptiveAvgPool2d(1)) before it flattens, then its width is always the same')
+            f'with {self.nf}: let it pool (nn.AdaptiveAvgPool2d(1)) before it flattens')
 
     def plain(self)->nn.Sequential:
         "Body and pooling as layers of PyTorch, with the same weights."
