@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from fastai.vision.all import *
 
 # %% ../nbs/parts/07_backbone.ipynb #6f7a5968
-_wrappers = dict(OptimizedModule='_orig_mod', AveragedModel='module', DataParallel='module', DistributedDataParallel='module',
-    FullyShardedDataParallel='_fsdp_wrapped_module', ActivationWrapper='_checkpoint_wrapped_module')
+_wrappers = dict(OptimizedModule='_orig_mod', AveragedModel='module', DataParallel='module',
+    DistributedDataParallel='module', FullyShardedDataParallel='_fsdp_wrapped_module',
+    ActivationWrapper='_checkpoint_wrapped_module')
 
 def _wraps(m):
     "The attribute in which one of PyTorch's wrappers keeps its module; None for what is no wrapper"
@@ -156,8 +157,8 @@ class Encoder(Portable):
     def _fits(self, f, x):
         if f.shape[1]==self.nf: return f
         size = '×'.join(map(str, x.shape[-2:]))
-        raise ValueError(f'{self.arch} gives {f.shape[1]} features for images of {size} pixels, and was measured with {self.nf}: '
-            'let it pool (nn.AdaptiveAvgPool2d(1)) before it flattens, then its width is always the same')
+        raise ValueError(f'{self.arch} gives {f.shape[1]} features for images of {size} pixels, and was measured '
+            f'with {self.nf}: let it pool (nn.AdaptiveAvgPool2d(1)) before it flattens')
 
     def plain(self)->nn.Sequential:
         "Body and pooling as layers of PyTorch, with the same weights."
@@ -200,7 +201,8 @@ def both(self:Encoder,
 def _maps(self:Encoder, f, size):
     if f.ndim==3: f = self._grid(f, size)
     if f.ndim!=4:
-        raise ValueError(f'{self.arch} returns pooled features only, no maps: pass a backbone without its pooling layer')
+        raise ValueError(f'{self.arch} returns pooled features only, no maps: '
+            'pass a backbone without its pooling layer')
     last = getattr(self.body, 'output_fmt', None)=='NHWC' or (f.shape[1]!=self.nf and f.shape[3]==self.nf)
     return f.permute(0,3,1,2) if last else f
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['UpTo', 'find_body', 'get_encoder', 'as_encoder']
 
-# %% ../nbs/parts/08_bodies.ipynb #562e3ef8
+# %% ../nbs/parts/08_bodies.ipynb #f257699c
 from weakref import WeakKeyDictionary
 from fastai.vision.all import *
 from .backbone import *
 from .backbone import _class_name, _dry_pass, _sizes
 
-# %% ../nbs/parts/08_bodies.ipynb #f205c247
+# %% ../nbs/parts/08_bodies.ipynb #3415515e
 def _convs(m):
     "The layers of `m` that look at more than one place or mix what others have seen: convolutions and attention"
     return [o for o in m.modules()
@@ -32,7 +32,7 @@ def _is_conv_classifier(m):
     ws = _weighty(m)
     return len(ws)==1 and isinstance(c := ws[0], nn.Conv2d) and (c.kernel_size==(1,1) or c.out_channels<c.in_channels)
 
-# %% ../nbs/parts/08_bodies.ipynb #c1c0dab1
+# %% ../nbs/parts/08_bodies.ipynb #e42e637f
 def _n_body(kids):
     "How many of `kids`, which run one after the other, are the body; 0 if it cannot be told"
     at,stop = [i for i,o in enumerate(kids) if _convs(o)],len(kids)
@@ -42,7 +42,7 @@ def _n_body(kids):
     pools = [i for i in behind if has_pool_type(kids[i])]
     return pools[-1] if pools else next((i for i in behind if i==stop or _starts_head(kids[i])), len(kids))
 
-# %% ../nbs/parts/08_bodies.ipynb #82adec3a
+# %% ../nbs/parts/08_bodies.ipynb #8482d058
 class _Reached(Exception): "Carries what flows into the layer at which `UpTo` stops"
 
 class UpTo(Portable):
@@ -72,7 +72,7 @@ class UpTo(Portable):
 
 def _names(m): return ', '.join(k for k,_ in m.named_children()) or 'none'
 
-# %% ../nbs/parts/08_bodies.ipynb #12c8190b
+# %% ../nbs/parts/08_bodies.ipynb #78e06ab9
 def _trace(m, kids):
     "What each of `kids` takes and gives while `m` runs: the image, [(place, input, output)]; None if it does not run"
     calls = []
@@ -88,7 +88,7 @@ def _in_a_row(x, calls):
     took,gave = [a for _,a,_ in calls],[x]+[r for *_,r in calls]
     return all(a is r for a,r in zip(took, gave)) and len({i for i,*_ in calls})==len(calls)
 
-# %% ../nbs/parts/08_bodies.ipynb #b572840a
+# %% ../nbs/parts/08_bodies.ipynb #afd0772b
 _known = WeakKeyDictionary()
 
 def _kids(m):
@@ -118,7 +118,7 @@ def _from(m, kids):
     body.made_of = _class_name(m)
     return body
 
-# %% ../nbs/parts/08_bodies.ipynb #970b0798
+# %% ../nbs/parts/08_bodies.ipynb #97d27bda
 def _is_body_and_head(kids):
     if len(kids)!=2 or not any(True for _ in unwrap_model(kids[0]).children()): return False
     nb,nh = (len(_convs(o)) for o in kids)
@@ -148,7 +148,7 @@ def _of_sequential(m):
         if n==len(kids): return
     return _from(m, kids[:n]) if type(m) is not nn.Sequential else kids[0] if n==1 else m[:n]
 
-# %% ../nbs/parts/08_bodies.ipynb #3fb4a7fc
+# %% ../nbs/parts/08_bodies.ipynb #27d7c1fd
 def find_body(
     model:nn.Module, # A whole model
 )->nn.Module|None: # Takes images and gives maps, tokens or features; all its parameters are the model's
@@ -163,7 +163,7 @@ def find_body(
     if _is_timm(m): return Encoder(m, channels_in(m))
     return _of_torchvision(m) if _is_torchvision(m) else None
 
-# %% ../nbs/parts/08_bodies.ipynb #3844e0c7
+# %% ../nbs/parts/08_bodies.ipynb #a038516e
 def _is_part(e, m):
     "Is `e` a module of `m`, or made of nothing but its parameters?"
     if any(o is e for o in m.modules()): return True
@@ -213,7 +213,7 @@ def _advice(m):
     if line: return say + f'Here this would do: encoder=lambda m: {line}'
     return say + 'None of them takes images and gives features, so make a module of its parts that does'
 
-# %% ../nbs/parts/08_bodies.ipynb #cac398e5
+# %% ../nbs/parts/08_bodies.ipynb #47d1a6d9
 def _no_images(m):
     "The name of a layer that says that `m` takes no images, or None"
     if any(isinstance(o, nn.Conv2d) for o in m.modules()): return
@@ -221,11 +221,12 @@ def _no_images(m):
     names = (type(o).__name__ for o in m.modules() if isinstance(o, other) or type(o).__name__=='TabularModel')
     return next(names, None)
 
-# %% ../nbs/parts/08_bodies.ipynb #dbf31c21
+# %% ../nbs/parts/08_bodies.ipynb #ca81e3ff
 def _given(model, encoder):
     what = f'encoder={encoder!r:.60}'
     if not isinstance(encoder, nn.Module):
-        if not callable(encoder): raise TypeError(f'{what} is no function model → encoder, and no module. {_advice(model)}')
+        if not callable(encoder):
+            raise TypeError(f'{what} is no function model → encoder, and no module. {_advice(model)}')
         try: encoder = encoder(model)
         except (AttributeError,IndexError,KeyError,TypeError) as e:
             err = f'{what} failed ({type(e).__name__}: {e})'

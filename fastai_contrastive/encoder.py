@@ -19,9 +19,9 @@ from .backbone import _class_name, _dry_pass, _eval_mode
 from .bodies import *
 from .archs import *
 
-# %% ../nbs/parts/10_encoder.ipynb #8db90f5f
-_all_ = ['Encoder', 'unwrap_model', 'channels_in', 'UpTo', 'find_body', 'get_encoder', 'as_encoder', 'arch_names', 'nearest',
-         'create_encoder', 'SplitBody', 'split_encoder']
+# %% ../nbs/parts/10_encoder.ipynb #d3eca734
+_all_ = ['Encoder', 'unwrap_model', 'channels_in', 'UpTo', 'find_body', 'get_encoder', 'as_encoder', 'arch_names',
+         'nearest', 'create_encoder', 'SplitBody', 'split_encoder']
 
 # %% ../nbs/parts/10_encoder.ipynb #6d4b151c
 @contextmanager
@@ -36,7 +36,7 @@ def replacing(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/parts/10_encoder.ipynb #6b25e710
+# %% ../nbs/parts/10_encoder.ipynb #d70c71ee
 def check_writable(
     path:str|Path, # A file that is going to be written
 )->Path: # `path`, its folder made
@@ -52,7 +52,7 @@ def check_writable(
     if path.is_dir(): raise IsADirectoryError(f'cannot write {path}: it is a folder; name a file in it')
     return path
 
-# %% ../nbs/parts/10_encoder.ipynb #3a80ffe0
+# %% ../nbs/parts/10_encoder.ipynb #b0f1e185
 def _network(enc):
     "The network inside an encoder's body: of a wrapper, of fastai's `TimmBody`, of `UpTo`"
     body = unwrap_model(enc.body)
@@ -67,7 +67,7 @@ def _weights(enc):
     keep = plain_names(without_classifier(m))
     return {k:v for k,v in names.items() if k in keep}
 
-# %% ../nbs/parts/10_encoder.ipynb #e0f98846
+# %% ../nbs/parts/10_encoder.ipynb #455ae6d4
 def _arch(enc, learn=None):
     "The name to rebuild `enc` by, and keyword arguments to do so"
     m,arch = _network(enc),getattr(learn, 'arch', None)
@@ -81,7 +81,7 @@ def _img_size(m, cfg):
     sz = getattr(getattr(m, 'patch_embed', None), 'img_size', None)
     return {} if sz is None or tuple(sz)==tuple(cfg.get('input_size', ())[1:]) else {'img_size':list(sz)}
 
-# %% ../nbs/parts/10_encoder.ipynb #f0f23a7b
+# %% ../nbs/parts/10_encoder.ipynb #0f2fce36
 _key = 'fastai_contrastive'
 
 def _is_json(v):
@@ -104,7 +104,7 @@ def save_encoder(
     recipe:dict|None=None, # How it was trained, kept in the file; None: what the encoder brings from its own
     encoder:Callable|nn.Module|None=None, # Which part of the model, as for `get_encoder`
 )->Path: # The file
-    "Write the encoder's weights with what is needed to rebuild it; `TypeError` for what is no model, `OSError` if it cannot."
+    "Write the encoder's weights, and what is needed to rebuild it; `TypeError` for what is no model."
     enc = _encoder_of(learn, encoder)
     path = Path(path)
     path = check_writable(path if path.suffix else path.with_suffix('.safetensors'))
@@ -152,7 +152,7 @@ def encoder_info(
         raise ValueError(f"the header of {path} does not say {' and '.join(lost)}: {todo}")
     return {**dict(kwargs={}, stats=None, recipe=None), **info}
 
-# %% ../nbs/parts/10_encoder.ipynb #a378048a
+# %% ../nbs/parts/10_encoder.ipynb #72428f08
 def _fit_error(path, info, enc, ws):
     "Which names and shapes of `ws` do not fit `enc`, as one message, or None"
     sd = enc.body.state_dict()
@@ -169,7 +169,8 @@ def _rebuilt(path, info, arch, kwargs):
     "An encoder of the kind that `info` names, or of `arch`"
     if arch is None and not kwargs and info.get('needs'):
         what = f"{info['arch']} made with {', '.join(info['needs'])}="
-        raise ValueError(f"{path} holds {what}, which a file cannot hold: pass arch=partial(..., {info['needs'][0]}=...)")
+        raise ValueError(f"{path} holds {what}, which a file cannot hold: "
+            f"pass arch=partial(..., {info['needs'][0]}=...)")
     if isinstance(arch, nn.Module): return create_encoder(arch, info['n_in'])
     if arch is not None: return create_encoder(arch, info['n_in'], **kwargs)
     try: return create_encoder(info['arch'], info['n_in'], **(kwargs or info['kwargs']))
@@ -177,7 +178,7 @@ def _rebuilt(path, info, arch, kwargs):
         todo = 'which no library here can rebuild by name: pass arch=, the module it was'
         raise ValueError(f"{path} holds {info['arch']}, {todo}") from e
 
-# %% ../nbs/parts/10_encoder.ipynb #a3977ad3
+# %% ../nbs/parts/10_encoder.ipynb #f059ecc1
 def load_encoder(
     path:str|Path, # A file `save_encoder` wrote
     arch:str|Callable|nn.Module|None=None, # As for `create_encoder`; None: from the header

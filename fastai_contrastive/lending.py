@@ -12,7 +12,7 @@ from fastai.basics import *
 
 # %% ../nbs/parts/06_lending.ipynb #ff1236c1
 class Loan:
-    "Parameters that are in an optimizer's last group only between `lend` and `reclaim`; their state is kept here meanwhile"
+    "Parameters that are in an optimizer's last group only between `lend` and `reclaim`, and their state"
     def __init__(self): self.clear()
 
     def clear(self):
@@ -24,12 +24,12 @@ def _state_of(opt):
     "The dictionary in which `opt` keeps a parameter's state"
     return (opt.opt if isinstance(opt, (Lookahead,OptimWrapper)) else opt).state
 
-# %% ../nbs/parts/06_lending.ipynb #09874071
+# %% ../nbs/parts/06_lending.ipynb #9647f0cb
 @patch
 def lend(self:Loan,
     opt:Optimizer|OptimWrapper, # fastai's `Optimizer` or `OptimWrapper`; `Lookahead`, which has one inside, too
     params:list, # Parameters to lend; those that need no gradient are left out
-    no_wd:list|tuple=(), # Those of `params` that get no weight decay (an `OptimWrapper` has one decay a group and cannot tell)
+    no_wd:list|tuple=(), # Those without weight decay (an `OptimWrapper` has one decay a group)
 ):
     "Put `params` into `opt`'s last group. Does nothing while a loan is out."
     params = [p for p in params if p.requires_grad]
@@ -46,7 +46,7 @@ def lend(self:Loan,
     self._out = group,state,slow,len(group),params
     group.extend(params)
 
-# %% ../nbs/parts/06_lending.ipynb #035b7059
+# %% ../nbs/parts/06_lending.ipynb #8bc01f69
 @patch
 def reclaim(self:Loan):
     "Take the parameters and their state out again. Does nothing if no loan is out."
@@ -67,13 +67,13 @@ def state_dict(self:Loan,
     "A copy of the optimizer's state of `params`."
     return dict(state=[deepcopy(dict(self.state.get(p, {}))) for p in params], slow=deepcopy(self.slow))
 
-# %% ../nbs/parts/06_lending.ipynb #2e9e724d
+# %% ../nbs/parts/06_lending.ipynb #eb2c8f2d
 @patch
 def load_state_dict(self:Loan,
     sd:dict, # From `state_dict`
     params:list, # The same parameters in the same order
 ):
-    "Put back what `state_dict` gave, for the next optimizer that they are lent to; `ValueError` if it is of other heads."
+    "Put back what `state_dict` gave, for the next optimizer; `ValueError` if it is of other heads."
     self.clear()
     if len(sd['state'])!=len(params):
         raise ValueError(f"optimizer state of {len(sd['state'])} head parameters does not fit {len(params)}: "
