@@ -6,7 +6,6 @@
 __all__ = ['unwrap_model', 'plain_names', 'channels_in', 'Portable', 'Encoder', 'without_classifier']
 
 # %% ../nbs/parts/07_backbone.ipynb #29dfaf0e
-import pydoc
 from contextlib import contextmanager
 from fastai.vision.all import *
 
@@ -94,15 +93,20 @@ def channels_in(
     return conv.in_channels if conv else next((n for n in (3,1) if _own_size(m, n)), 3)
 
 # %% ../nbs/parts/07_backbone.ipynb #1fe412a7
+_find = '''from functools import reduce
+from importlib import import_module
+try: res = reduce(getattr, '{}'.split('.'), import_module('{}'))._revive
+except (ImportError,AttributeError): res = None'''
+
 class _Located:
-    "Pickled as a question: is there something of this name?"
-    def __init__(self, name): self.name = name
-    def __reduce__(self): return pydoc.locate, (self.name,)
+    "Pickled as a question: is there such a class, and how is it revived?"
+    def __init__(self, cls): self.cls = cls
+    def __reduce__(self): return exec_local, (_find.format(self.cls.__qualname__, self.cls.__module__),'res')
 
 class _OrNoop(_Located):
-    "Pickled as the function called `name` where there is one, as `noop` where not"
-    def __call__(self, *args): return pydoc.locate(self.name)(*args)
-    def __reduce__(self): return ifnone, (_Located(self.name), noop)
+    "Pickled as what revives `cls` where there is one, as `noop` where not"
+    def __call__(self, *args): return self.cls._revive(*args)
+    def __reduce__(self): return ifnone, (_Located(self.cls), noop)
 
 class Portable(Module):
     "A module whose pickle opens as `plain()` where this package is not installed, and as itself where it is"
@@ -117,8 +121,7 @@ class Portable(Module):
         return self
 
     def __reduce__(self):
-        cls = type(self)
-        return _OrNoop(f'{cls.__module__}.{cls.__qualname__}._revive'), (self.plain(), self.__dict__)
+        return _OrNoop(type(self)), (self.plain(), self.__dict__)
 
     def __deepcopy__(self, memo):
         memo[id(self)] = new = type(self).__new__(type(self))
