@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['settings', 'command_parser', 'parse_options', 'error_line', 'in_options', 'Terminated', 'command']
 
-# %% ../nbs/commands/00_terminal.ipynb #4de9b20b
+# %% ../nbs/commands/00_terminal.ipynb #4c988729
 import warnings
 # PyTorch's note to fastai about TorchScript, of no use to whoever called a command
 warnings.filterwarnings('ignore', message='.*torch.jit.*')
 
-# %% ../nbs/commands/00_terminal.ipynb #26a61395
+# %% ../nbs/commands/00_terminal.ipynb #6cacf3a3
 import ast, difflib, inspect, os, re, shutil, signal, sys
 from argparse import ArgumentParser, ArgumentTypeError, HelpFormatter
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from functools import wraps
 from fastcore.script import anno_parser
 from fastai.vision.all import *
 
-# %% ../nbs/commands/00_terminal.ipynb #fe8298e0
+# %% ../nbs/commands/00_terminal.ipynb #dc68ee61
 _form = '''settings are written key=value,key=value, text in quotes: "loss='l2',grid=4"'''
 
 def _literal(node):
@@ -45,7 +45,7 @@ def settings(
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise ArgumentTypeError(f'{_form}; got {s}') from None
 
-# %% ../nbs/commands/00_terminal.ipynb #b5a234a4
+# %% ../nbs/commands/00_terminal.ipynb #85c93e17
 class _Help(HelpFormatter):
     "At most 100 columns, fewer in a narrow terminal; a % in a comment is a %"
     def __init__(self, prog, **kwargs):
@@ -67,7 +67,7 @@ def command_parser(
     p.formatter_class,p.error = _Help,partial(_error, p)
     return p
 
-# %% ../nbs/commands/00_terminal.ipynb #bed2b7ab
+# %% ../nbs/commands/00_terminal.ipynb #deae73e0
 def _spell(
     argv:list, # What was typed after the command
 )->list: # The same, options in lower case and with hyphens
@@ -92,7 +92,7 @@ def parse_options(
         p.error(f'unrecognized arguments: {" ".join(rest)}{hint}')
     return {k:v for k,v in vars(args).items() if k not in ('pdb','xtra')}
 
-# %% ../nbs/commands/00_terminal.ipynb #be388dca
+# %% ../nbs/commands/00_terminal.ipynb #f6eb0d50
 def error_line(
     e:Exception, # What was raised
 )->str: # One line
@@ -102,7 +102,7 @@ def error_line(
     head,*more = [o.strip() for o in s.split('\n') if o.strip()] or [type(e).__name__]
     return head + (f" ({'; '.join(o.lstrip('- ') for o in more[:2])}{'; ...' if len(more)>2 else ''})" if more else '')
 
-# %% ../nbs/commands/00_terminal.ipynb #7b609a55
+# %% ../nbs/commands/00_terminal.ipynb #a140850a
 # Advice for Python → for a terminal; `\0` stands for an = that is to stay
 _advice = [(r'pass task= or objective=', 'pass --task or --objective'),
     (r'without (\w+)=:', r'without --\1:'),
@@ -116,10 +116,10 @@ _advice = [(r'pass task= or objective=', 'pass --task or --objective'),
     (r'; say which hold the images by \w+= and \w+=.*', '; labelled images should be in train/ and val/ (or valid/)'),
     (r'say which holds the validation images by valid=', 'rename or remove one'),
     (r"Say class_from='top' or class_from='parent'", 'Let the images of a class lie directly in its folder'),
-    (r'pass value_range=, one for.*?, or give 8-bit', 'convert them to 8 bits, or say value_range= in Python: give 8-bit'),
+    (r'pass value_range=, one for.*', 'convert them to 8 bits, or call Python, which takes value_range='),
     (r', or pass classes=', ''), (r'\bk=(\d+) would do', r'\1 would do'), (r', or drop_last=False', ''),
     (r'; lower bs, or leave drop_last alone.*', '; lower bs='),
-    (r'pass arch=(, the module it was|partial\(.*\))', 'it can be loaded from Python, by load_encoder(path, arch=the module)'),
+    (r'pass arch=(, the module it was|partial\(.*\))', 'load it from Python, by load_encoder(path, arch=the module)'),
     (r'arch_args=(\{.*?\})', r'the settings \1 of --arch-args')]
 
 def in_options(
@@ -137,7 +137,7 @@ def in_options(
     msg = re.sub(r'(?<![\w./-])([a-z]+(?:_[a-z]+)+)(?![\w./=(])', lambda m: options.get(m[1], m[0]), msg)
     return msg.replace('\0', '=')
 
-# %% ../nbs/commands/00_terminal.ipynb #10c8b25b
+# %% ../nbs/commands/00_terminal.ipynb #ef2097aa
 class Terminated(KeyboardInterrupt):
     "The process was asked to end (SIGTERM): treated like Ctrl-C, so that what there is gets said"
 
@@ -160,7 +160,7 @@ def _ending(e, prog, options):
     word,status = ('terminated',143) if isinstance(e, Terminated) else ('interrupted',130)
     return f'\n{prog}: {word}'+(f': {e}' if str(e) else ''),status
 
-# %% ../nbs/commands/00_terminal.ipynb #8e9f6ea6
+# %% ../nbs/commands/00_terminal.ipynb #0980970c
 @contextmanager
 def _plainly(prog, options):
     "Within, warnings take one line, and text that the terminal cannot show is escaped"

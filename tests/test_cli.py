@@ -464,7 +464,7 @@ def test_eval_with_nothing_to_have(run, tmp_path, shapes, weights):
     assert status==2 and err.count('\n')==1 and 'neither neighbours nor a probe' in err and not Path('nan.eval.json').exists()
     status,_,err = run('eval', '--encoder', weights, '--data', few(tmp_path/'few', dict(heart=4), ['disk','heart'], ['heart']), '--size', 32, '--num-workers', 0, '--out', 'e')
     assert status==2 and err.count('\n')==1 and 'disk' in err and not Path('e.json').exists()
-    status,_,err = run('eval', '--encoder', weights, '--data', few(tmp_path/'one', dict(disk=5), ['disk']), '--size', 32, '--num-workers', 0, '--out', 'e')
+    status,_,err = run('eval', '--encoder', weights, '--data', few(tmp_path/'one', dict(disk=4), ['disk']), '--size', 32, '--num-workers', 0, '--out', 'e')
     assert status==2 and err.count('\n')==1 and 'two classes' in err and not Path('e.json').exists()
 
 def pasted(out): return [o.split('next:', 1)[1].strip() for o in out.split('\n') if 'next:' in o]
