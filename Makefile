@@ -6,7 +6,7 @@ META   := settings.ini setup.py pyproject.toml
 MIN    := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 STATE  := { git diff; git ls-files -o --exclude-standard | git hash-object --stdin-paths; } | git hash-object --stdin
 
-QUICK  := tests/test_package.py tests/test_losses.py tests/test_views.py tests/test_encoder.py tests/objectives -k 'not (import_c or new_process)'
+QUICK  := tests/test_package.py tests/test_views.py tests/objectives -k 'not (import_c or process or by_name)'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo quick test docs export readme check clean
@@ -17,7 +17,7 @@ help: ## Show this list
 demo: $(VENV)/.installed ## Install, then run the whole job on images that the package draws itself (under 5 minutes on 2 cores)
 	$(BIN)/contrastive-demo
 
-quick: $(VENV)/.dev ## Run what to run while working: the rules of the house, losses, objectives, views, encoders (under a minute)
+quick: $(VENV)/.dev ## Run what to run while working: the rules of the house, views and objectives (under a minute)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ff -q $(QUICK)
 
 test: $(VENV)/.dev ## Install what the tests need, then run every test and every notebook

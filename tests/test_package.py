@@ -431,7 +431,7 @@ def test_make_quick(stub):
     args = stub.log()[-1].split()
     assert args[:4]==['python','-m','pytest','--ff']
     fs = [o for o in args if o.startswith('tests')]
-    assert len(fs)>3 and all((root/o).exists() for o in fs) and not [o for o in fs if re.search('notebooks|distributed|docs', o)]
+    assert len(fs)>2 and all((root/o).exists() for o in fs) and not [o for o in fs if re.search('notebooks|distributed|docs', o)]
 
 @make
 def test_make_test_first(stub):
