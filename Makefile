@@ -21,7 +21,7 @@ quick: $(VENV)/.dev ## Run what to run while working: the rules of the house, vi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ff -q $(QUICK)
 
 test: $(VENV)/.dev ## Install what the tests need, then run every test and every notebook
-	$(BIN)/python -m pytest
+	PYTEST_ADDOPTS="-n auto --dist worksteal $$PYTEST_ADDOPTS" $(BIN)/python -m pytest
 
 docs: $(VENV)/.dev ## Write the documentation from the notebooks, as they are, into _docs/html
 	$(BIN)/sphinx-build -c docs nbs _docs/html -d _docs/doctrees -j auto -q -W --keep-going

@@ -10,7 +10,9 @@ import pytest, torch
 from fastai.vision.all import fastai_path, set_seed
 from fastai_contrastive.data import synth_images
 
-torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 0)) or os.cpu_count() or 1)
+# Processes that run tests side by side (`make test`) share the cores
+share = (os.cpu_count() or 1)//int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 0)) or max(1, share))
 
 @pytest.fixture(autouse=True)
 def seed():
