@@ -13,6 +13,7 @@ from fastai.vision.all import *
 from .distributed import *
 from .stats import *
 from .views import *
+from .backbone import *
 from .encoder import *
 from .lending import *
 from .objective import *
@@ -196,8 +197,9 @@ def __deepcopy__(self:ContrastiveCallback, memo):
 def __reduce__(self:ContrastiveCallback): return Callback, ()
 
 # %% ../nbs/terms/02_core.ipynb #37c37015
-class ViewsOnly(nn.Sequential):
+class ViewsOnly(nn.Sequential, Portable):
     "An encoder trained through the views alone: no forward pass in training, the encoder's features in eval mode"
+    def plain(self)->nn.Module: return nn.Sequential(*self)
     def forward(self, x): return x.new_zeros(len(x), 1).as_subclass(Tensor) if self.training else self[0](x)
 
 # %% ../nbs/terms/02_core.ipynb #0f9e503d

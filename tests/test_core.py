@@ -270,6 +270,24 @@ def test_export_opens_without_the_package(files):
     assert torch.allclose(tensor([float(o) for o in r.stdout.split()[-4:]]), want, atol=1e-6)
     fit(learn)
 
+def test_a_term_alone_exports_without_the_package(files):
+    dls = vision(files).dls
+    learn = fit(contrastive_learner(dls, 'xresnet18', SimCLR(dim=8), path=Path.cwd()))
+    with quietly(learn): want = learn.get_preds(dl=dls.test_dl([files/'1'/'1.png']))[0]
+    learn.export('e.pkl')
+    code = f"""
+        import sys
+        sys.modules['fastai_contrastive'] = None
+        from fastai.vision.all import *
+        learn = load_learner('e.pkl')
+        with learn.no_bar(): print(*learn.get_preds(dl=learn.dls.test_dl([{str(files/'1'/'1.png')!r}]))[0][0].tolist())
+    """
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)], capture_output=True, text=True)
+    assert r.returncode==0, r.stderr
+    assert torch.allclose(tensor([float(o) for o in r.stdout.split()]), want[0], atol=1e-5)
+    again = load_learner('e.pkl')
+    assert isinstance(again.model, type(learn.model)) and isinstance(again.loss_func, TermOnly)
+
 def test_pickled_in_the_middle_of_a_fit_it_is_fastais():
     learn = make_learn(term())
     fit(learn, cbs=At('after_train', lambda l: l.dls and setattr(l, 'copies', [pickle.loads(pickle.dumps(o)) for o in (l.simclr, l.metrics[-1])])))
