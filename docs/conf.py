@@ -48,6 +48,11 @@ def head(nb):
     "The cell with the title"
     return next((c for c in nb.cells if c.cell_type=='markdown' and c.source.startswith('# ')), None)
 
+def litter(o):
+    "Is an output a progress bar's, of which its style or nothing is left?"
+    html = o.get('data', {}).get('text/html')
+    return html is not None and not re.sub(r'<style>.*?</style>|\s', '', html, flags=re.S)
+
 def page(
     nb, # Notebook, as the file holds it
     mod, # The module that it exports
@@ -57,6 +62,7 @@ def page(
         ds = directives(c)
         tags = ['exported']*any(o.startswith('export') for o in ds) + ['remove-input']*('echo: false' in ds)
         if tags: c.metadata.tags = tags
+        if c.cell_type=='code': c.outputs = [o for o in c.outputs if not litter(o)]
         if c.cell_type=='markdown': c.source = c.source.replace(' ± ', '\xa0±\xa0') # one number, one line
     nb.cells = [c for c in map(shown, nb.cells) if c]
     if mod and (c := head(nb)): # below the title and its subtitle
