@@ -16,6 +16,7 @@ from fastai_contrastive.data import *
 from fastai_contrastive.term import *
 from fastai_contrastive.core import *
 from fastai_contrastive.lessons import *
+from fastai_contrastive.asked import *
 from fastai_contrastive.objectives import *
 from fastai_contrastive.pretext import *
 from fastai_contrastive.evaluation.features import *

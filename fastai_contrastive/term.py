@@ -130,7 +130,7 @@ class TermCallback(Callback):
 
     def _init_run(self):
         self._enc,self._inputs,self._y,self._snap,self._it,self._synced,self._later = (None,)*7
-        self._sum,self._n,self._i,self._stepped,self._norms = 0.,0,0,True,None
+        self._sum,self._n,self._i,self._stepped,self._owed,self._norms = 0.,0,0,True,False,None
 
     @property
     def column(self)->str: return f'{self.name}_loss'
@@ -271,7 +271,8 @@ def _check_mix(self:TermCallback):
 def before_fit(self:TermCallback):
     if self.learn.lock.locked(): return
     self._tidy()
-    self._sum,self._n = 0.,0
+    self._sum,self._n,self._owed = 0.,0,False
+    self.discard()
     self._span = fine_tune_span(self.learn, self._span)
     if self.alone:
         check_metrics(self.learn.metrics)
@@ -435,12 +436,12 @@ def after_loss(self:TermCallback):
     if self.alone or not torch.isfinite(c): self.learn.loss = self.learn.loss + w*c
     if self.learn.training:
         n = len(self._inputs[0])
-        self._sum,self._n = self._sum+c*n,self._n+n
+        self._sum,self._n,self._owed = self._sum+c*n,self._n+n,True
 
 # %% ../nbs/terms/01_term.ipynb #7639db3a
 @patch
 def after_backward(self:TermCallback):
-    if self._inputs is None: return
+    if not self._owed: return
     if is_dist():
         for p in self.heads:
             if p.grad is not None: p.grad = all_mean(p.grad)
@@ -448,7 +449,7 @@ def after_backward(self:TermCallback):
     self.learn.parameters = partial(_all_params, self.learn)
 
 def _all_params(learn):
-    return chain(learn.model.parameters(), *[c.heads for c in learn._grab_cbs(TermCallback) if c._inputs is not None])
+    return chain(learn.model.parameters(), *[c.heads for c in learn._grab_cbs(TermCallback) if c._owed])
 
 @patch
 def _reclaim(self:TermCallback):
@@ -459,12 +460,13 @@ def _reclaim(self:TermCallback):
 def before_step(self:TermCallback): self._stepped = True
 @patch
 def after_cancel_step(self:TermCallback):
-    self._stepped = False # fastai calls after_step then, too
+    self._stepped = self._owed = False # fastai calls after_step then, too
     self.discard()
 
 @patch
 def after_step(self:TermCallback):
-    if self._inputs is not None and self._stepped: self.follow()
+    if self._owed and self._stepped: self.follow()
+    self._owed = False
 
 @patch
 def after_batch(self:TermCallback):

@@ -363,6 +363,17 @@ def test_gradient_accumulation_scales_the_term_like_the_loss():
     fit(learn, 1, 'fit', .1, wd=0., cbs=GradientAccumulation(16))
     for p,o in zip([*learn.model.parameters(), *cb.heads], want): assert torch.allclose(p, o, atol=1e-6)
 
+def test_a_step_whose_last_batch_is_passed_over_is_still_the_terms():
+    "Accumulated: the heads step by what the other batches gave, and the teacher follows once"
+    steps = []
+    class Counts(SimCLR):
+        def after_step(self, encoder): steps.append(head_ws(cb)); super().after_step(encoder)
+    cb = term(objective=built(Counts(dim=8)))
+    was = head_ws(cb)
+    fit(make_learn(cb, dls=make_dls(n=9), model=pooled(plain_body()), opt_func=SGD), 1, 'fit', .1, cbs=GradientAccumulation(9))
+    assert len(steps)==1 and not torch.equal(was, steps[0]) and all(p.grad is None or not p.grad.any() for p in cb.heads)
+    del Objective.registry['counts']
+
 class CPUMixed(MixedPrecision):
     "fastai's mixed precision, on the CPU"
     def __init__(self, dtype=torch.bfloat16): super().__init__('bf16'); self.dtype = dtype

@@ -12,7 +12,8 @@ from ..encoder import get_encoder
 from ..losses import _dots, _unit
 from .sets import _is_index
 from .features import *
-from .features import (_check_answers, _check_apart, _check_dls, _check_features, _check_known,
+from .features import (_check_answers, _check_apart, _check_dls,
+    _check_features, _check_known,
     _compare_stats, _known_labels, _read, _try_one)
 
 # %% ../../nbs/evaluation/02_knn.ipynb #59181b5d

@@ -56,7 +56,8 @@ def class_idxs(
     classes:str|int|list, # Names or indices
 )->list: # Indices, ints
     "Indices of `classes`; raises `ValueError` for a class that `dls` does not have."
-    vocab = list(getattr(getattr(dls, 'clean_dls', dls), 'vocab', None) or []) # Beside a pretext task too, the data set's
+    dls = getattr(dls, 'clean_dls', dls) # The loaders of a pretext learner speak of its answers
+    vocab = list(getattr(dls, 'vocab', None) or [])
     res = []
     for c in L(classes):
         i = (vocab.index(c) if c in vocab else -1) if isinstance(c, str) else int(c)
