@@ -19,13 +19,27 @@ def _numbers(low='above', **kwargs):
         if not (isinstance(v, Real) and math.isfinite(v) and (v>0 if low=='above' else v>=0)):
             raise ValueError(f"{k} must be a finite number, {'above 0' if low=='above' else '0 or more'}: got {v!r}")
 
+def _wholes(low=1, **kwargs):
+    "Are the settings whole numbers from `low`?"
+    for k,v in kwargs.items():
+        if not isinstance(v, Integral) or v<low:
+            raise ValueError(f'{k} must be a whole number, {low} or more: got {v!r}')
+
+def _shares(**kwargs):
+    "Are the settings from 0 to 1? What was added up to 1 step by step may end a hair above."
+    for k,v in kwargs.items():
+        if not isinstance(v, Tensor) and not (isinstance(v, Real) and 0<=v<=1+1e-6):
+            raise ValueError(f'{k} must be from 0 to 1: got {v!r}')
+
+# %% ../nbs/parts/01_losses.ipynb #a548dcd0
 def _shape(o): return tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__
 
-def _check_rows(z, who, what='an (n, dim) tensor'):
-    "Is `z` a tensor of rows, one at least, of real numbers?"
+def _check_rows(z, who, what='an (n, dim) tensor', width=None):
+    "Is `z` a tensor of rows, one at least, of real numbers, and of that width?"
     if not isinstance(z, Tensor) or z.ndim!=2 or not z.numel() or z.is_complex():
         kind = ' of complex numbers' if isinstance(z, Tensor) and z.is_complex() else ''
         raise ValueError(f'{who} needs {what} with one row at least: got {_shape(z)}{kind}')
+    if width not in (None,z.shape[1]): raise ValueError(f'{who} needs {what} of width {width}: got {_shape(z)}')
 
 def _check_same(a, b, who, what='two (n, dim) tensors'):
     "Are the two tensors of rows of one shape?"
@@ -39,19 +53,34 @@ def _check_pair(z1, z2, who):
         raise ValueError(f'{who} needs at least two images, or there is nothing to tell apart: got {len(z1)}')
     _check_same(z1, z2, who)
 
+def _check_places(a, b, who):
+    "Are these places of images, one at least, of one width?"
+    bad = any(not isinstance(o, Tensor) or o.ndim!=3 or not o.numel() or o.is_complex() for o in (a,b))
+    if bad or a.shape[2]!=b.shape[2]:
+        what = '(n, places, dim) and (m, places, dim), none of them 0'
+        raise ValueError(f'{who} needs {what}: got {_shape(a)} and {_shape(b)}')
+
+def _check_which(i, n, who):
+    "Is `i` a whole number for each of `n` rows?"
+    if not isinstance(i, Tensor) or i.shape!=(n,) or i.dtype==torch.bool or i.is_floating_point() or i.is_complex():
+        kind = getattr(i, 'dtype', 'no tensor')
+        raise ValueError(f'{who} a tensor of whole numbers, ({n},): got {_shape(i)}, {kind}')
+
 # %% ../nbs/parts/01_losses.ipynb #34e64dee
 def _full(z): return z.as_subclass(Tensor).float()
+
+def _octave(x): return x/(2*x.frexp().mantissa) # The power of two at or below each x, above 0
 
 def _unit(z):
     "Rows of length 1 in float32, from rows of any scale; a row of zeros stays one, with a gradient of ordinary size"
     z = _full(z)
-    top = z.detach().abs().amax(1, keepdim=True)
-    z = z/torch.where(top<1e-35, 1., top)
-    return z/z.norm(dim=1, keepdim=True).clamp_min(1.)
+    top = z.detach().abs().amax(-1, keepdim=True)
+    z = z/_octave(torch.where(top<1e-35, 1., top))
+    return z/z.norm(dim=-1, keepdim=True).clamp_min(1.)
 
 def _dots(a, b):
     "Dot products of all rows of `a` with all rows of `b`, (n, m), in float32 under autocast too"
-    with torch.autocast(a.device.type, enabled=False): return a@b.T
+    with torch.autocast(a.device.type, enabled=False): return a@b.mT
 
 # %% ../nbs/parts/01_losses.ipynb #25c8d30b
 def nt_xent(
@@ -83,11 +112,9 @@ def info_nce(
     logits = torch.cat([(q*k).sum(1, keepdim=True), _dots(q, _unit(negatives))], 1)/temp
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
-def _check_negatives(q, k, negatives):
-    _check_same(q, k, 'info_nce', 'queries and keys, (n, dim),')
-    _check_rows(negatives, 'info_nce', f'negatives (j, {q.shape[1]})')
-    if negatives.shape[1]!=q.shape[1]:
-        raise ValueError(f'info_nce needs negatives as wide as the queries, {q.shape[1]}: got {tuple(negatives.shape)}')
+def _check_negatives(q, k, negatives, who='info_nce', keys='keys'):
+    _check_same(q, k, who, f'queries and {keys}, (n, dim),')
+    _check_rows(negatives, who, 'negatives (j, dim)', q.shape[1])
 
 # %% ../nbs/parts/01_losses.ipynb #6e1d161f
 def sup_con(
@@ -184,8 +211,7 @@ def sinkhorn(
     """Balanced assignments by Sinkhorn and Knopp's iteration (SwAV, arXiv 2006.09882). Raises `ValueError` for a shape
     that does not fit, eps ≤ 0 or iters < 1."""
     _numbers(eps=eps)
-    if not isinstance(iters, Integral) or iters<1:
-        raise ValueError(f'iters must be a whole number, 1 or more: got {iters!r}')
+    _wholes(iters=iters)
     _check_rows(sim, 'sinkhorn', 'similarities (n, prototypes)')
     logits = _full(sim.detach())/eps
     for _ in range(iters): logits = (logits-logits.logsumexp(0, keepdim=True)).log_softmax(1)
