@@ -22,7 +22,8 @@ def _numbers(low='above', **kwargs):
 def _wholes(low=1, **kwargs):
     "Are the settings whole numbers from `low`?"
     for k,v in kwargs.items():
-        if not isinstance(v, Integral) or v<low: raise ValueError(f'{k} must be a whole number, {low} or more: got {v!r}')
+        if not isinstance(v, Integral) or v<low:
+            raise ValueError(f'{k} must be a whole number, {low} or more: got {v!r}')
 
 def _shares(**kwargs):
     "Are the settings from 0 to 1? What was added up to 1 step by step may end a hair above."
@@ -62,7 +63,8 @@ def _check_places(a, b, who):
 def _check_which(i, n, who):
     "Is `i` a whole number for each of `n` rows?"
     if not isinstance(i, Tensor) or i.shape!=(n,) or i.dtype==torch.bool or i.is_floating_point() or i.is_complex():
-        raise ValueError(f"{who} a tensor of whole numbers, ({n},): got {_shape(i)}, {getattr(i, 'dtype', 'no tensor')}")
+        kind = getattr(i, 'dtype', 'no tensor')
+        raise ValueError(f'{who} a tensor of whole numbers, ({n},): got {_shape(i)}, {kind}')
 
 # %% ../nbs/parts/01_losses.ipynb #34e64dee
 def _full(z): return z.as_subclass(Tensor).float()

@@ -14,6 +14,7 @@ import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from .distributed import *
 from .heads import *
+from .losses import _check_rows, _full, _shape, _shares, _unit, _wholes
 
 # %% ../nbs/parts/03_memory.ipynb #daccfaee
 _open = [] # The `Notes` that are being written, the innermost last
@@ -176,7 +177,8 @@ class EMATeacher(nn.Module):
         momentum:float, # Share of its weights that the teacher keeps, 0 to 1
         **students:nn.Module, # The modules to follow, by the same names
     ):
-        "Move every weight towards the student's."
+        "Move every weight towards the student's; raises `ValueError` for another momentum."
+        _shares(momentum=momentum)
         for k,m in students.items():
             pairs = zip(getattr(self, k).parameters(), m.parameters(), strict=True)
             for t,s in pairs: t.lerp_(s.detach().to(t), 1-momentum)
@@ -187,18 +189,19 @@ def cos_momentum(
     pct:float, # Share of training that is done, 0 to 1
     end:float=1., # At the end
 )->float: # Between the two
-    "Momentum that goes from `start` to `end` along half a cosine (BYOL, arXiv 2006.07733)."
+    "Momentum along half a cosine (BYOL, arXiv 2006.07733); raises `ValueError` for what is not from 0 to 1."
+    _shares(start=start, pct=pct, end=end)
     return end-(end-start)*(math.cos(math.pi*pct)+1)/2
 
 # %% ../nbs/parts/03_memory.ipynb #283d9e8a
 class Queue(nn.Module):
-    "The last `size` embeddings, as directions; raises `ValueError` for a size below 1"
+    "The last `size` embeddings, as directions; raises `ValueError` for a size or width below 1, or rows of another"
     def __init__(self,
         size:int, # Number of embeddings kept
         dim:int, # Width of an embedding
     ):
         super().__init__()
-        if size<1: raise ValueError(f'queue_size must be 1 or more: got {size}')
+        _wholes(queue_size=size, dim=dim)
         self.register_buffer('items', F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer('at', torch.zeros((), dtype=torch.long))
 
@@ -209,7 +212,9 @@ class Queue(nn.Module):
         x:Tensor, # This process's embeddings, (n, dim), any scale; n may be any number
     ):
         "Put every process's rows in the place of the oldest."
-        x = F.normalize(gather(x).float(), dim=1)
+        width = self.items.shape[1]
+        if x.ndim!=2 or x.shape[1]!=width: raise ValueError(f'the queue takes rows (n, {width}): got {_shape(x)}')
+        x = _unit(gather(x))
         n,size = len(x),len(self)
         idxs = (self.at+torch.arange(n, device=x.device))[-size:]%size
         # Not in place: the graph of this step may hold the old items
@@ -218,12 +223,14 @@ class Queue(nn.Module):
 
 # %% ../nbs/parts/03_memory.ipynb #8c530753
 class Center(nn.Module):
-    "Running mean of rows over batches and processes (DINO, arXiv 2104.14294)"
+    "Running mean of rows over processes and batches (DINO, arXiv 2104.14294); raises `ValueError` for other rows"
     def __init__(self,
         dim:int, # Width of a row
-        momentum:float=.9, # Share of the old mean that is kept
+        momentum:float=.9, # Share of the old mean that is kept, 0 to 1
     ):
         super().__init__()
+        _wholes(dim=dim)
+        _shares(momentum=momentum)
         self.momentum = momentum
         self.register_buffer('mean', torch.zeros(1, dim))
 
@@ -231,7 +238,8 @@ class Center(nn.Module):
         x:Tensor, # Rows, (n, dim)
     ):
         "Move towards the mean of the rows of all processes."
-        x = x.detach().float()
+        _check_rows(x, 'Center', 'rows (n, dim)', self.mean.shape[1])
+        x = _full(x.detach())
         self._move(x.sum(0, keepdim=True), x.new_full((1,), len(x)))
 
     @once_a_step
@@ -250,7 +258,8 @@ class FitCount(nn.Module):
     def forward(self,
         pct:float, # Share of training that is done, 0 to 1
     )->Tensor: # Scalar, a whole number; 0 before any training
-        "Which fit is this? In training the step is counted."
+        "Which fit is this? In training the step is counted. Raises `ValueError` for what is no share."
+        _shares(pct=pct)
         n = self.n + (pct<=self.at) if self.training else self.n
         if self.training: self.update(pct)
         return n
@@ -259,6 +268,7 @@ class FitCount(nn.Module):
     def update(self,
         pct:float, # Share of training that is done, 0 to 1
     ):
-        "Count a training step."
+        "Count a training step; raises `ValueError` for what is no share."
+        _shares(pct=pct)
         self.n += pct<=self.at
         self.at.fill_(pct)

@@ -8,30 +8,40 @@ __all__ = ['align_loss', 'uniform_loss', 'AlignUniform']
 # %% ../../nbs/objectives/04_alignuniform.ipynb #2f33cec8
 from fastai.vision.all import *
 from ..distributed import *
-from ..losses import _check_pair
+from ..losses import _check_pair, _check_rows, _dots, _numbers, _unit
 from ..heads import *
 from ..core import *
 
 # %% ../../nbs/objectives/04_alignuniform.ipynb #518bc74d
+def _check_alpha(alpha):
+    if isinstance(alpha, Tensor): return
+    _numbers(alpha=alpha)
+    if alpha<1:
+        raise ValueError(f'alpha must be 1 or more, or views that agree have an infinite gradient: got {alpha}')
+
 def align_loss(
     z1:Tensor, # First views' embeddings, (n, dim), any scale
     z2:Tensor, # Second views' embeddings, (n, dim), row i the partner of `z1[i]`
-    alpha:float=2., # Power of the distance
+    alpha:float=2., # Power of the distance, 1 or more
 )->Tensor: # Scalar, 0 (same directions) to 2**alpha
-    "Mean distance of two views on the sphere, to a power (arXiv 2005.10242); raises `ValueError` for n < 2."
+    "Mean distance of two views on the sphere, to a power (arXiv 2005.10242); raises `ValueError` for n < 2, alpha < 1."
+    _check_alpha(alpha)
     _check_pair(z1, z2, 'align_loss')
-    return (F.normalize(z1.float(), dim=1)-F.normalize(z2.float(), dim=1)).norm(dim=1).pow(alpha).mean()
+    return (_unit(z1)-_unit(z2)).norm(dim=1).pow(alpha).mean()
 
 def uniform_loss(
     z:Tensor, # Embeddings of different images, (n, dim), any scale
-    t:float=2., # Narrowness of the kernel: the higher, the more the nearest pairs count
+    t:float=2., # Narrowness of the kernel, above 0: the higher, the more the nearest pairs count
 )->Tensor: # Scalar, 0 where all are in one place, else negative
-    "Logarithm of the mean Gaussian potential of pairs on the sphere; raises `ValueError` for n < 2 (arXiv 2005.10242)."
-    if z.ndim!=2 or len(z)<2:
+    """Logarithm of the mean Gaussian potential of pairs on the sphere (arXiv 2005.10242). Raises `ValueError` for
+    n < 2 or t ≤ 0."""
+    _numbers(t=t)
+    _check_rows(z, 'uniform_loss', '(n, dim) embeddings')
+    if len(z)<2:
         raise ValueError(f'uniform_loss needs (n, dim) embeddings of at least two images: got {tuple(z.shape)}')
-    z = F.normalize(z.float(), dim=1)
+    z = _unit(z)
     i,j = torch.triu_indices(len(z), len(z), 1, device=z.device)
-    return (2*t*((z@z.T)[i,j]-1)).logsumexp(0)-math.log(len(i))
+    return (2*t*(_dots(z, z)[i,j]-1)).logsumexp(0)-math.log(len(i))
 
 # %% ../../nbs/objectives/04_alignuniform.ipynb #425d87f4
 class AlignUniform(Objective):
@@ -46,8 +56,7 @@ class AlignUniform(Objective):
         dim:int=128, # Width of the embedding
         hidden:int|None=None, # Width of the projector's hidden layer; the encoder's if None
     ):
-        if alpha<1:
-            raise ValueError(f'alpha must be 1 or more, or views that agree have an infinite gradient: got {alpha}')
+        _check_alpha(alpha)
         if not t>0: raise ValueError(f't must be above 0: got {t}')
         if min(align,uniform)<0 or align==uniform==0:
             raise ValueError(f'align and uniform must be 0 or more, and one above 0: got {align} and {uniform}')

@@ -9,13 +9,14 @@ __all__ = ['infomax_nce', 'AMDIM']
 from torch.utils.checkpoint import checkpoint
 from fastai.vision.all import *
 from ..distributed import *
+from ..losses import _check_places, _check_which, _full, _numbers
 from ..heads import *
 from ..views import *
 from ..core import *
 
 # %% ../../nbs/objectives/19_amdim.ipynb #9deb8597
 def _infomax(q, k, own, clip, reg):
-    s = torch.einsum('nad,mbd->namb', q, k)/q.shape[-1]**.5
+    with torch.autocast(q.device.type, enabled=False): s = torch.einsum('nad,mbd->namb', q, k)/q.shape[-1]**.5
     c = clip*torch.tanh(s/clip)
     i = torch.arange(len(q), device=q.device)
     pos = c[i,:,own]
@@ -25,19 +26,24 @@ def _infomax(q, k, own, clip, reg):
 
 def infomax_nce(
     q:Tensor, # Queries: embeddings of some places of each image, (n, a, dim), any scale
-    k:Tensor, # Keys: of some places of each image's other view, (m, b, dim), any scale; m may be larger than n
+    k:Tensor, # Keys: of places of each image's other view, (m, b, dim), any scale; m ≥ 2, and may be above n
     own:Tensor|None=None, # Which row of `k` belongs to each row of `q`, (n,); the same if None
-    clip:float=10., # Scores stay within ±clip
-    reg:float=4e-2, # Weight of the mean squared score
+    clip:float=10., # Scores stay within ±clip, above 0
+    reg:float=4e-2, # Weight of the mean squared score, 0 or more
 )->Tensor: # Scalar
-    "InfoNCE of each place with those of its own image (arXiv 1906.00910); raises `ValueError` for other shapes."
-    if q.ndim!=3 or k.ndim!=3 or q.shape[2]!=k.shape[2]:
-        raise ValueError('infomax_nce needs (n, places, dim) and (m, places, dim): '
-            f'got {tuple(q.shape)} and {tuple(k.shape)}')
+    """InfoNCE of each place with those of its own image (arXiv 1906.00910). Raises `ValueError` for other shapes,
+    clip ≤ 0 or reg < 0."""
+    _numbers(clip=clip)
+    _numbers('from', reg=reg)
+    _check_places(q, k, 'infomax_nce')
     if len(k)<2:
         raise ValueError(f'infomax_nce needs two images at least, or there is nothing to tell apart: got {len(k)}')
+    if own is None and len(k)<len(q):
+        raise ValueError(f'infomax_nce needs a row of k for each of q: got {len(k)} for {len(q)}; pass own')
     own = torch.arange(len(q), device=q.device) if own is None else own
-    return checkpoint(_infomax, q.float(), k.float(), own, clip, reg, use_reentrant=False, preserve_rng_state=False)
+    _check_which(own, len(q), 'infomax_nce needs own,')
+    args = _full(q),_full(k),own.long(),clip,reg
+    return checkpoint(_infomax, *args, use_reentrant=False, preserve_rng_state=False)
 
 # %% ../../nbs/objectives/19_amdim.ipynb #eb7851ab
 class AMDIM(Objective):

@@ -9,6 +9,7 @@ __all__ = ['RowContext', 'patch_nce', 'one_channel', 'CPC']
 from torch.utils.checkpoint import checkpoint
 from fastai.vision.all import *
 from ..distributed import *
+from ..losses import _check_rows, _check_which, _dots, _full, _numbers, _shares, _wholes
 from ..memory import *
 from ..views import *
 from ..core import *
@@ -21,6 +22,7 @@ class RowContext(nn.Sequential):
         hidden:int=256, # Width inside the layers
         layers:int=5, # Each reaches one row further up, and one place further to both sides
     ):
+        _wholes(nf=nf, hidden=hidden, layers=layers)
         super().__init__(*[nn.Sequential(
             nn.Conv2d(nf, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, hidden, (1,3), padding=(0,1)),
             nn.ZeroPad2d((0,0,1,0)), nn.Conv2d(hidden, hidden, (2,1)), nn.ReLU(), nn.Conv2d(hidden, nf, 1)
@@ -37,21 +39,30 @@ def patch_nce(
     pred:Tensor, # Predictions, (n, dim), any scale
     targets:Tensor, # Patches of all images, (m, dim), any scale
     idx:Tensor, # Which of `targets` each prediction is about, (n,)
-    scale:float=.1, # Factor of the scores
+    scale:float=.1, # Factor of the scores, above 0
 )->Tensor: # Scalar
-    "InfoNCE of predicted patches by dot products (arXiv 1807.03748); scores are not kept, but computed again."
+    """InfoNCE of predicted patches by dot products (arXiv 1807.03748); scores are not kept, but computed again. Raises
+    `ValueError` for shapes that do not fit, fewer than two targets, or scale ≤ 0."""
+    _numbers(scale=scale)
+    _check_rows(pred, 'patch_nce', 'predictions (n, dim)')
+    _check_rows(targets, 'patch_nce', 'targets (m, dim)', pred.shape[1])
+    _check_which(idx, len(pred), 'patch_nce needs idx,')
     if len(targets)<2:
         raise ValueError(f'patch_nce needs two patches at least, or there is nothing to tell apart: got {len(targets)}')
-    def _ce(p, t): return F.cross_entropy(scale*(p@t.T), idx)
-    return checkpoint(_ce, pred.float(), targets.float(), use_reentrant=False, preserve_rng_state=False)
+    def _ce(p, t): return F.cross_entropy(scale*_dots(p, t), idx.long())
+    return checkpoint(_ce, _full(pred), _full(targets), use_reentrant=False, preserve_rng_state=False)
 
 # %% ../../nbs/objectives/18_cpc.ipynb #30c6a200
 def one_channel(
     x:Tensor, # Patches of a batch, (bs, places, c, p, p)
-    p:float=1., # Chance that a place is changed
+    p:float=1., # Chance that a place is changed, 0 to 1
     generator:torch.Generator|None=None, # Of random numbers, on the CPU; PyTorch's own if None
 )->Tensor: # The same shape
-    "At some places of the grid only one channel, drawn at random, is left; the others are 0. The same for all images."
+    """At some places of the grid only one channel, drawn at random, is left; the others are 0. The same for all images.
+    Raises `ValueError` for other shapes, and p outside of 0 to 1."""
+    _shares(p=p)
+    if x.ndim!=5 or not x.numel():
+        raise ValueError(f'one_channel needs patches (bs, places, c, p, p), one at least: got {tuple(x.shape)}')
     n,c = x.shape[1:3]
     keep = F.one_hot(torch.randint(c, (n,), generator=generator), c) | (torch.rand(n, 1, generator=generator)>=p)
     return x*keep[:,:,None,None].to(x)

@@ -8,7 +8,7 @@ __all__ = ['dcl', 'DCL', 'DCLW']
 # %% ../../nbs/objectives/01_dcl.ipynb #4aea729b
 from fastai.vision.all import *
 from ..distributed import *
-from ..losses import _check_pair
+from ..losses import _check_pair, _dots, _numbers, _unit
 from ..heads import *
 from ..core import *
 
@@ -16,16 +16,18 @@ from ..core import *
 def dcl(
     z1:Tensor, # First views' embeddings, (n, dim), any scale
     z2:Tensor, # Second views' embeddings, (n, dim), row i the partner of `z1[i]`
-    temp:float=.1, # Softmax temperature
+    temp:float=.1, # Softmax temperature, above 0
     sigma:float|None=None, # Spread of the weights on the partners, the smaller the more uneven; None for equal weights
 )->Tensor: # Scalar, may be negative
-    "Decoupled contrastive loss, equations 6 and 7 of arXiv 2110.06848; raises `ValueError` for other shapes or n < 2."
+    """Decoupled contrastive loss, equations 6 and 7 of arXiv 2110.06848. Raises `ValueError` for other shapes, n < 2,
+    or temp or sigma ≤ 0."""
+    _numbers(temp=temp, **({} if sigma is None else dict(sigma=sigma)))
     _check_pair(z1, z2, 'dcl')
-    n,z = len(z1),F.normalize(torch.cat([z1,z2]).float(), dim=1)
+    n,z = len(z1),_unit(torch.cat([z1,z2]))
     own = torch.eye(n, dtype=torch.bool, device=z.device).repeat(2,2)
     pos = (z[:n]*z[n:]).sum(1)
     w = 1. if sigma is None else 2-n*(pos.detach()/sigma).softmax(0)
-    return (z@z.T/temp).masked_fill(own, -torch.inf).logsumexp(1).mean() - (w*pos).mean()/temp
+    return (_dots(z, z)/temp).masked_fill(own, -torch.inf).logsumexp(1).mean() - (w*pos).mean()/temp
 
 # %% ../../nbs/objectives/01_dcl.ipynb #2957b1a3
 class DCL(Objective):

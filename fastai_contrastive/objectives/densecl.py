@@ -9,6 +9,7 @@ __all__ = ['dense_match', 'DenseCL']
 # %% ../../nbs/objectives/20_densecl.ipynb #dc36a307
 from fastai.vision.all import *
 from ..losses import *
+from ..losses import _check_places, _dots, _unit
 from ..heads import *
 from ..memory import *
 from ..memory import Queue
@@ -17,11 +18,13 @@ from ..core import *
 # %% ../../nbs/objectives/20_densecl.ipynb #3f317130
 def dense_match(
     f:Tensor, # Backbone features of one view's cells, (bs, s, nf), any scale
-    g:Tensor, # Of the other view's, (bs, s', nf)
+    g:Tensor, # Of the other view's, (bs, s', nf), any scale
 )->Tensor: # For each of the s cells the most similar of the s', (bs, s)
-    "Correspondence of two maps by cosine similarity (DenseCL, arXiv 2011.09157, its equation 3)."
-    f,g = (F.normalize(o.detach().float(), dim=2) for o in (f,g))
-    return (f@g.mT).argmax(2)
+    """Correspondence of two maps by cosine similarity (DenseCL, arXiv 2011.09157, its equation 3). Raises `ValueError`
+    for shapes that do not fit."""
+    _check_places(f, g, 'dense_match')
+    if len(f)!=len(g): raise ValueError(f'dense_match needs two views of the same images: got {len(f)} and {len(g)}')
+    return _dots(_unit(f.detach()), _unit(g.detach())).argmax(2)
 
 # %% ../../nbs/objectives/20_densecl.ipynb #a55a2076
 class DenseCL(Objective):

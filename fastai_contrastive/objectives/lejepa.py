@@ -7,24 +7,37 @@ one looks: nothing else is needed"""
 __all__ = ['sigreg', 'LeJEPA']
 
 # %% ../../nbs/objectives/15_lejepa.ipynb #ac57e128
+from numbers import Integral
 from fastai.vision.all import *
 from ..distributed import *
+from ..losses import _check_rows, _dots, _full, _numbers
 from ..heads import *
 from ..memory import *
 from ..views import *
 from ..core import *
 
 # %% ../../nbs/objectives/15_lejepa.ipynb #74b10f9a
+def _check_knots(knots):
+    if not isinstance(knots, Integral) or knots<3 or knots%2==0:
+        raise ValueError(f'knots must be odd, and 3 or more: got {knots!r}; try 17')
+
 def sigreg(
-    z:Tensor, # Embeddings, (n, dim)
+    z:Tensor, # Embeddings, (n, dim); their scale counts
     dirs:Tensor, # Directions to look from, (dim, k), unit columns
-    knots:int=17, # Points of the trapezoid sum from `-t_max` to `t_max`, odd
-    t_max:float=5., # Where the integral ends
+    knots:int=17, # Points of the trapezoid sum from `-t_max` to `t_max`, odd, 3 or more
+    t_max:float=5., # Where the integral ends, above 0
 )->Tensor: # Scalar: mean over the directions
-    "Epps and Pulley's statistic of random projections against N(0, 1) (LeJEPA, arXiv 2511.08544)."
+    """Epps and Pulley's statistic of random projections against N(0, 1) (LeJEPA, arXiv 2511.08544). Raises `ValueError`
+    for shapes that do not fit, even knots or t_max ≤ 0."""
+    _check_knots(knots)
+    _numbers(t_max=t_max)
+    _check_rows(z, 'sigreg', 'embeddings (n, dim)')
+    _check_rows(dirs, 'sigreg', 'directions (dim, k)')
+    if len(dirs)!=z.shape[1]:
+        raise ValueError(f'sigreg needs directions ({z.shape[1]}, k), a column each: got {tuple(dirs.shape)}')
     t = torch.linspace(0, t_max, knots//2+1, device=z.device)
     normal = (-t**2/2).exp()
-    xt = (z.float()@dirs)[...,None]*t
+    xt = _dots(_full(z), _full(dirs).T)[...,None]*t
     err = ((xt.cos().mean(0)-normal)**2 + xt.sin().mean(0)**2)*normal
     return 2*len(z)*torch.trapezoid(err, t).mean()
 
@@ -40,7 +53,7 @@ class LeJEPA(Objective):
         n_global:int=2, # How many of the views, the first ones, make the mean to be predicted
     ):
         if not 0<=lambd<=1: raise ValueError(f'lambd must be from 0 to 1: got {lambd}')
-        if knots<3 or knots%2==0: raise ValueError(f'knots must be odd, and 3 or more: got {knots}; try 17')
+        _check_knots(knots)
         for k,v in (('slices',slices),('n_global',n_global)):
             if v<1: raise ValueError(f'{k} must be 1 or more: got {v}')
         store_attr()

@@ -9,6 +9,7 @@ __all__ = ['nearest_in', 'NNCLR']
 from fastai.vision.all import *
 from ..distributed import *
 from ..losses import *
+from ..losses import _check_rows, _dots, _unit
 from ..heads import *
 from ..memory import Queue
 from ..core import *
@@ -18,8 +19,10 @@ def nearest_in(
     z:Tensor, # Embeddings, (n, dim), any scale
     items:Tensor, # Where to look, (size, dim), of unit length
 )->Tensor: # (n, dim), no gradient
-    "The nearest of `items` to each embedding, by cosine."
-    return items[(F.normalize(z.detach().float(), dim=1)@items.T).argmax(1)]
+    "The nearest of `items` to each embedding, by cosine; raises `ValueError` for no rows, or rows of two widths."
+    _check_rows(z, 'nearest_in', 'embeddings (n, dim)')
+    _check_rows(items, 'nearest_in', 'items (size, dim)', z.shape[1])
+    return items[_dots(_unit(z.detach()), items.float()).argmax(1)]
 
 class NNCLR(Objective):
     "InfoNCE with a view's nearest neighbour in a queue as the positive of the other view (arXiv 2104.14548)"

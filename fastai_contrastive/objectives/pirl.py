@@ -9,6 +9,7 @@ __all__ = ['pirl_nce', 'PIRL']
 # %% ../../nbs/objectives/07_pirl.ipynb #b7d81c56
 from fastai.vision.all import *
 from ..distributed import *
+from ..losses import _check_negatives, _dots, _numbers, _shape, _unit
 from ..heads import *
 from ..memory import *
 from ..views import *
@@ -19,13 +20,20 @@ from ..core import *
 def pirl_nce(
     q:Tensor, # Embeddings, (n, dim), any scale
     m:Tensor, # What the memory holds of the same images, (n, dim), any scale
-    negatives:Tensor, # Of other images, (j, dim), any scale
-    temp:float=.07, # Softmax temperature
+    negatives:Tensor, # Of other images, (j, dim), any scale, j ≥ 1
+    temp:float=.07, # Softmax temperature, above 0
     own:Tensor|None=None, # True where a negative is the image itself, and is left out, (n, j)
 )->Tensor: # Scalar
-    "Noise-contrastive estimation against a memory (PIRL, arXiv 1912.01991, its equations 4 and 5)."
-    q,m,negatives = (F.normalize(o.float(), dim=1) for o in (q,m,negatives))
-    sim = q@negatives.T/temp
+    """Noise-contrastive estimation against a memory (PIRL, arXiv 1912.01991, its equations 4 and 5). Raises
+    `ValueError` for shapes that do not fit, and temp ≤ 0."""
+    _numbers(temp=temp)
+    _check_negatives(q, m, negatives, 'pirl_nce', 'memory rows')
+    shape = len(q),len(negatives)
+    if own is not None and (_shape(own)!=shape or own.dtype!=torch.bool):
+        kind = getattr(own, 'dtype', 'no tensor')
+        raise ValueError(f'pirl_nce needs own as booleans, {shape}: got {_shape(own)}, {kind}')
+    q,m,negatives = map(_unit, (q,m,negatives))
+    sim = _dots(q, negatives)/temp
     if own is not None: sim = sim.masked_fill(own, -torch.inf)
     logp = torch.cat([(q*m).sum(1, keepdim=True)/temp, sim], 1).log_softmax(1)
     top = torch.zeros_like(logp, dtype=torch.bool).scatter(1, logp.argmax(1, keepdim=True), True)
@@ -112,7 +120,7 @@ class PIRL(Objective):
     def loss(self, z, t, y):
         f,g = z
         ids,idxs = self._rows(f),torch.randperm(len(self.memory), device=f.device)[:self.n_neg]
-        new = F.normalize(f.detach(), dim=1)
+        new = _unit(f.detach())
         m,own = new,None
         if ids is not None: m,own = torch.where(self.met[ids,None], self.memory[ids], new),ids[:,None]==idxs
         a,b = (pirl_nce(o, m, self.memory[idxs], self.temp, own) for o in (g,f))

@@ -9,6 +9,7 @@ __all__ = ['PlainFirst', 'ReSSL']
 from fastai.vision.all import *
 from ..distributed import *
 from ..losses import *
+from ..losses import _dots, _unit
 from ..heads import *
 from ..memory import *
 from ..memory import Queue
@@ -56,7 +57,7 @@ class ReSSL(Objective):
 
     def loss(self, z, t, y):
         if self.training: self.fits_bs(world()*len(t[0]))
-        near = lambda o: F.normalize(o, dim=1)@self.queue.items.T
+        near = lambda o: _dots(_unit(o), self.queue.items)
         target = (near(t[0])/self.teacher_temp).softmax(1)
         c = sum(swapped_ce(near(o), target, self.temp) for o in z)/len(z)
         if self.training: self.queue.put(t[0])

@@ -10,6 +10,7 @@ __all__ = ['TiCo']
 from fastai.vision.all import *
 from ..distributed import *
 from ..losses import *
+from ..losses import _unit
 from ..heads import *
 from ..memory import *
 from ..views import *
@@ -51,7 +52,7 @@ class TiCo(Objective):
         self.C = self.with_batch(z)
 
     def loss(self, z, t, y):
-        z,t = F.normalize(gather(z[0]), dim=1),gather(t[0])
+        z,t = _unit(gather(z[0])),gather(t[0])
         C = self.with_batch(z)
         if self.training: self.remember(z)
         return neg_cosine(z, t) + self.rho*((z@C)*z).sum(1).mean()

@@ -10,22 +10,36 @@ __all__ = ['whiten', 'WMSE']
 from itertools import combinations
 from fastai.vision.all import *
 from ..distributed import *
+from ..losses import _check_rows, _dots, _full, _octave
 from ..heads import *
 from ..memory import *
 from ..core import *
 
 # %% ../../nbs/objectives/13_wmse.ipynb #b27a73c8
+def _check_eps(eps):
+    if not (isinstance(eps, Number) and 0<eps<1): raise ValueError(f'eps must be above 0 and below 1: got {eps!r}')
+
 def whiten(
     z:Tensor, # Embeddings, (n, dim), with n above dim; any scale
-    eps:float=1e-2, # How far the covariance is shrunk towards the identity, 0 to 1
+    eps:float=1e-2, # How far the covariance is shrunk towards the identity, above 0 and below 1
 )->Tensor: # (n, dim); mean 0 and, as eps goes to 0, covariance the identity
-    "Whiten by the covariance's inverse Cholesky factor (arXiv 2007.06346); raises `ValueError` unless n is above dim."
+    """Whiten by the covariance's inverse Cholesky factor (arXiv 2007.06346). Raises `ValueError` unless n is above dim,
+    and for another eps, or embeddings that are not finite."""
+    _check_eps(eps)
+    _check_rows(z, 'whiten', 'embeddings (n, dim)')
     n,d = z.shape
     if n<=d: raise ValueError(f'whiten needs more rows than dimensions: got {n} rows of {d}; raise bs or lower dim')
-    z = z.float()-z.float().mean(0)
-    cov = z.T@z/(n-1)
-    cov = (1-eps)*cov + eps*cov.diagonal().mean().clamp(min=1.)*torch.eye(d, device=z.device)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(cov), z.T, upper=False).T
+    z = _full(z)
+    top = _octave(z.detach().abs().amax().clamp_min(1.)) # Squared, huge embeddings would overflow
+    z = z/top
+    z = z-z.mean(0)
+    cov = _dots(z.T, z.T)/(n-1)
+    one = (1/top/top).clamp_min(1e-30)
+    cov = (1-eps)*cov + eps*cov.diagonal().mean().clamp(min=one)*torch.eye(d, device=z.device)
+    try: low = torch.linalg.cholesky(cov)
+    except torch.linalg.LinAlgError as e:
+        raise ValueError(f'whiten: the covariance has no inverse (eps {eps}), or embeddings are not finite') from e
+    return torch.linalg.solve_triangular(low, z.T, upper=False).T
 
 # %% ../../nbs/objectives/13_wmse.ipynb #9f7c983e
 class WMSE(Objective):
@@ -38,7 +52,7 @@ class WMSE(Objective):
         eps:float=1e-2, # How far the covariance is shrunk, above 0 and below 1
     ):
         if w_iter<1: raise ValueError(f'w_iter must be 1 or more: got {w_iter}')
-        if not 0<eps<1: raise ValueError(f'eps must be above 0 and below 1: got {eps}')
+        _check_eps(eps)
         if w_size is not None and w_size<=dim:
             raise ValueError(f'w_size must be above dim: got {w_size} with dim {dim}; raise w_size or lower dim')
         store_attr()

@@ -27,12 +27,12 @@ def w_mse_by_hand(zs, idxs, eps):
 def mixed(n, dim, scale=1.): return scale*torch.randn(n, dim)@(torch.randn(dim, dim)+2*torch.eye(dim))+3
 
 @pytest.mark.parametrize('n,dim', [(9,3), (40,6), (33,11)])
-@pytest.mark.parametrize('eps,scale', [(0.,1.), (.1,1.), (.1,.1)])
+@pytest.mark.parametrize('eps,scale', [(1e-9,1.), (.1,1.), (.1,.1)])
 def test_whiten(n, dim, eps, scale):
     z = mixed(n, dim, scale)
     w = whiten(z, eps)
     assert torch.allclose(w.double(), whiten_by_hand(z, eps), atol=1e-4)
-    if not eps: assert torch.allclose(torch.cov(w.T), torch.eye(dim), atol=1e-4) and w.mean(0).abs().max()<1e-5
+    if eps<1e-3: assert torch.allclose(torch.cov(w.T), torch.eye(dim), atol=1e-4) and w.mean(0).abs().max()<1e-5
 
 def test_whitening_is_per_view():
     "A view that is another, scaled and moved, agrees with it wholly; whitening both together would not see that"
