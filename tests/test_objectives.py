@@ -279,7 +279,7 @@ def test_beside(name, beside):
     dls = make_dls(n=16, size=size)
     learn = finetune_learner(dls, enc, n_out=4, loss_func=CrossEntropyLossFlat(), cbs=cb) if beside=='labels' else pretext_learner(dls, enc, Rotation(), cbs=cb)
     fit(learn)
-    assert learn.recorder.metric_names[-2]==name and np.isfinite(learn.recorder.values[-1][-1]) and cb.heads is not None
+    assert learn.recorder.metric_names[-2]==f'{name}_loss' and np.isfinite(learn.recorder.values[-1][-1]) and cb.heads is not None
     assert isinstance(learn.loss_func, TermOnly) is False and not cb.loan._out
     if cb.heads: assert any(p in cb.loan.state for p in cb.heads)
 

@@ -48,7 +48,7 @@ def test_beside_a_task_by_name():
     learn = pretext_learner(make_dls(size=32), 'split:xresnet18', Rotation(), cbs=ContrastiveCallback(CMC(dim=4)))
     was = ws(learn.model[0])
     fit(learn)
-    assert learn.recorder.metric_names[-2]=='cmc' and np.isfinite(learn.recorder.values[-1][-1]) and isinstance(learn.model[0].body, SplitBody)
+    assert learn.recorder.metric_names[-2]=='cmc_loss' and np.isfinite(learn.recorder.values[-1][-1]) and isinstance(learn.model[0].body, SplitBody)
 
 def test_a_trained_encoder_opens_in_a_new_process_with_the_same_features(tmp_path):
     enc = create_encoder('xresnet18', widen=.125)
