@@ -242,7 +242,8 @@ def check_batches(
     except TypeError: return
     if n: return
     have,bs = _n_images(dl),_bs(dl)
-    why = f': it has {have} images, bs={bs}, and drops a last batch that is not full, so there is no batch; lower bs, or drop_last=False'
+    why = (f': it has {have} images, bs={bs}, and drops a last batch that is not full, so there is no batch; '
+        'lower bs, or pass drop_last=False')
     if not (have and bs): why = ': give it at least one batch'
     raise ValueError(f'{what} is empty{why}')
 
