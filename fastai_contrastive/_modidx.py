@@ -1389,8 +1389,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'fastai_contrastive/pretext/core.py'),
                                                  'fastai_contrastive.pretext.core._channels': ( 'pretext/core.html#_channels',
                                                                                                 'fastai_contrastive/pretext/core.py'),
-                                                 'fastai_contrastive.pretext.core._check_batches': ( 'pretext/core.html#_check_batches',
-                                                                                                     'fastai_contrastive/pretext/core.py'),
                                                  'fastai_contrastive.pretext.core._check_image': ( 'pretext/core.html#_check_image',
                                                                                                    'fastai_contrastive/pretext/core.py'),
                                                  'fastai_contrastive.pretext.core._each': ( 'pretext/core.html#_each',

@@ -11,6 +11,7 @@ import inspect
 from types import FunctionType
 from fastai.vision.all import *
 from ..asked import *
+from ..term import check_batches
 from ..core import ContrastiveCallback
 from ..encoder import Encoder, create_encoder, dls_stats, nearest, unwrap_model
 from ..stats import _one_item, check_stats, n_channels
@@ -174,18 +175,9 @@ def _check_mix(self:PretextCallback):
         f'a class under a loss such as CrossEntropyLossFlat, or numbers; leave out {name}')
 
 # %% ../../nbs/pretext/00_core.ipynb #3286a0ea
-def _check_batches(dl):
-    "Has the training loader a batch at all?"
-    try: n = len(dl)
-    except TypeError: return # a stream, which does not know
-    if n: return
-    images,bs = len(dl.dataset),getattr(dl, 'bs', getattr(dl, 'batch_size', None))
-    raise ValueError(f'the training loader has no batch: {images} images, bs={bs}, and a batch that is not full is '
-        'dropped; use a smaller bs, or drop_last=False')
-
 @patch
 def before_fit(self:PretextCallback):
-    if not self.learn.lock.locked(): _check_batches(self.learn.dls.train)
+    if not self.learn.lock.locked(): check_batches(self.learn.dls.train)
 
 @patch
 def after_loss(self:PretextCallback):
@@ -235,7 +227,7 @@ class PretextLearner(Learner):
 @delegates(Learner.lr_find)
 def lr_find(self:PretextLearner, *args, **kwargs):
     "As in fastai, which divides by the number of batches before it looks whether there are any."
-    _check_batches(self.dls.train)
+    check_batches(self.dls.train)
     return super(PretextLearner, self).lr_find(*args, **kwargs)
 
 def _each(f, pred, *yb):
