@@ -63,6 +63,18 @@ def _nothing_written(learn, out):
     return s + (f'; {out} is the row of an earlier run' if out and out.exists() else '')
 
 # %% ../nbs/runs/03_judge.ipynb #b0403c9f
+def _terms(terms, args, unlabelled):
+    "Parts and the row's entries for what was asked for as terms"
+    terms = check_terms(terms or {}, args, unlabelled=unlabelled)
+    if unlabelled is not None and not terms:
+        raise ValueError(f'unlabelled={unlabelled} is for terms, and there are none: pass terms=')
+    return term_parts(terms, args),dict(terms=terms, term_args=args or {}, unlabelled=unlabelled and str(unlabelled))
+
+def _n_fed(learn):
+    "How many images feed the terms from a loader of their own; None without one"
+    return next((len(c.dl.dataset) for c in learn._grab_cbs(TermCallback) if c.dl is not None), None)
+
+# %% ../nbs/runs/03_judge.ipynb #92f65487
 def _write(learn, row, out):
     "The row, and the classifier's weights beside it"
     if out is None: return
@@ -84,18 +96,24 @@ def finetune(
     arch_args:dict|None=None, # Settings of an arch
     dls:DataLoaders|None=None, # Made from the above if None
     cbs:Callback|list|None=None, # More callbacks
+    terms:dict|None=None, # Weights of terms beside the labels, by name: `dict(simclr=.5, rotation='balanced')`
+    term_args:dict|None=None, # Settings of the terms, by name: `dict(simclr=dict(temp=.2))`
+    unlabelled:str|Path|None=None, # Folder of images that feed the terms, as for `data_path`; those with labels if None
     **kwargs # For `labelled_dls`
 )->tuple: # Learner, row (dict)
     "Train a linear classifier and the encoder under it, by labels. Raises `ValueError` and `OSError` before training."
     check_numbers(size=size, bs=bs, epochs=epochs, lr=lr, wd=wd, pct=pct, seed=seed)
+    parts,asked = _terms(terms, term_args, unlabelled)
     if out is not None: out = out_file(out, '.json')
     set_seed(seed)
     enc,row = _get_encoder(encoder, arch_args)
+    cbs = term_cbs(parts, unlabelled_dl(unlabelled, size, bs, **kwargs)) + list(L(cbs))
     if dls is None: dls = labelled_dls(data_path(data, size), size, bs, pct=pct, seed=seed, **kwargs)
-    learn,start = finetune_learner(dls, enc, cbs=cbs, wd=wd),time.time()
+    learn,start = finetune_learner(dls, prepared(enc, parts), cbs=cbs, wd=wd),time.time()
     with on_interrupt(lambda: _nothing_written(learn, out)): learn.fit_one_cycle(epochs, lr)
     row = dict(kind='finetune', **row, arch=enc.arch, data=str(data), size=size, bs=bs, epochs=epochs, lr=lr, wd=wd,
-        pct=pct, seed=seed, n_labels=len(dls.train_ds), n_valid=len(dls.valid_ds), accuracy=_last(learn, 'accuracy'),
+        pct=pct, seed=seed, **asked, n_labels=len(dls.train_ds), n_valid=len(dls.valid_ds),
+        n_unlabelled=_n_fed(learn) if unlabelled is not None else None, accuracy=_last(learn, 'accuracy'),
         seconds=round(time.time()-start, 1), **provenance())
     _write(learn, row, out)
     return learn,row

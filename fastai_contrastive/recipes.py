@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Recipe', 'recipe_learner', 'SaveEncoder', 'pretrain', 'git_commit', 'provenance', 'write_row', 'out_file',
            'on_interrupt', 'check_numbers', 'setting_names', 'build_part', 'build_arch', 'data_path', 'pretrain_dls',
-           'weights_file', 'unfinished', 'finetune', 'evaluate']
+           'check_terms', 'term_parts', 'prepared', 'term_cbs', 'unlabelled_dl', 'weights_file', 'unfinished',
+           'finetune', 'evaluate']
 
 # %% ../nbs/runs/04_recipes.ipynb #5e0406ed
 import time
@@ -21,10 +22,12 @@ from .rows import *
 from .rows import _beside
 from .given import *
 from .judge import *
+from .judge import _n_fed
 
 # %% ../nbs/runs/04_recipes.ipynb #fcd6ffa6
 _all_ = ['git_commit', 'provenance', 'write_row', 'out_file', 'on_interrupt', 'check_numbers', 'setting_names',
-         'build_part', 'build_arch', 'data_path', 'pretrain_dls', 'weights_file', 'unfinished', 'finetune', 'evaluate']
+         'build_part', 'build_arch', 'data_path', 'pretrain_dls', 'check_terms', 'term_parts', 'prepared', 'term_cbs',
+         'unlabelled_dl', 'weights_file', 'unfinished', 'finetune', 'evaluate']
 
 # %% ../nbs/runs/04_recipes.ipynb #b176d701
 @dataclass
@@ -46,33 +49,56 @@ class Recipe:
     wd:float = 1e-2                   # Weight decay
     seed:int = 0                      # Of everything random
     with_val:bool = False             # Did pretraining see the validation images?
+    terms:dict = field(default_factory=dict)          # Weights of more terms, by name: a number each, or 'balanced'
+    term_args:dict = field(default_factory=dict)      # Settings of those terms, a dictionary by name
+    unlabelled:str|None = None        # Folder of images that feed the terms beside a task, or beside an objective alone
 
     def __post_init__(self):
-        if not (self.task or self.objective):
-            raise ValueError('a recipe needs a task, an objective, or both: pass task= or objective=')
+        if not (self.task or self.objective or self.terms):
+            raise ValueError('a recipe needs a task, an objective, or both: pass task= or objective=, or terms=')
         check_numbers(**{o:getattr(self, o) for o in ('size','bs','epochs','lr','wd','weight','seed')})
         if self.task: self.task = get_task(self.task).name
         if self.objective: self.objective = get_objective(self.objective).name
         for k,of in dict(task_args='task', objective_args='objective', views_args='objective').items():
             if getattr(self, k) and not getattr(self, of):
                 raise ValueError(f'{k}={getattr(self, k)} without {of}=: nothing would take them')
+        self.terms = check_terms(self.terms, self.term_args, dict(task=self.task, objective=self.objective))
+        self._check_unlabelled()
 
     @property
     def name(self)->str:
         "`rotation+simclr`"
-        return '+'.join(o for o in (self.task,self.objective) if o)
+        return '+'.join(o for o in (self.task,self.objective,*self.terms) if o)
+
+# %% ../nbs/runs/04_recipes.ipynb #fbd5673e
+@patch
+def _check_unlabelled(self:Recipe):
+    "Is there somebody to see the images of `unlabelled`, without labels, and somebody else to see those of `data`?"
+    if self.unlabelled is None: return
+    self.unlabelled = str(self.unlabelled)
+    beside = [self.objective]*bool(self.task and self.objective)
+    if not (self.terms or beside):
+        raise ValueError(f'unlabelled={self.unlabelled} is for terms, and there are none: pass terms=')
+    if not (self.task or self.objective):
+        raise ValueError(f'unlabelled={self.unlabelled} is for terms beside a task or an objective, and terms alone '
+                         'see data: name that folder there')
+    check_terms({**self.terms, **dict.fromkeys(beside, 1.)}, self.term_args, unlabelled=self.unlabelled)
 
 # %% ../nbs/runs/04_recipes.ipynb #2cf206db
 def _parts(r):
-    "Encoder, objective, task and views of a recipe, or None; raises `ValueError` for what they do not take"
+    "Encoder, objective, task and views of a recipe, or None, and its terms; raises `ValueError` for wrong settings"
     enc = build_arch(r.arch, r.arch_args)
     obj = build_part('objective_args', Objective.registry[r.objective], r.objective_args) if r.objective else None
     task = build_part('task_args', PretextTask.registry[r.task], r.task_args) if r.task else None
-    if not (obj and r.views_args): return enc,obj,task,None
-    views = obj.views()
-    names = setting_names(type(views))
-    return enc,obj,task,build_part('views_args', views.but, r.views_args, f"{r.objective}'s views", names)
+    return enc,obj,task,_views(r, obj),term_parts(r.terms, r.term_args)
 
+def _views(r, obj):
+    "The objective's views with what the recipe changes about them; None where it changes nothing"
+    if not (obj and r.views_args): return None
+    views = obj.views()
+    return build_part('views_args', views.but, r.views_args, f"{r.objective}'s views", setting_names(type(views)))
+
+# %% ../nbs/runs/04_recipes.ipynb #ebc7f76e
 def recipe_learner(
     r:Recipe, # What to train
     dls:DataLoaders|None=None, # Made from the recipe if None
@@ -80,12 +106,15 @@ def recipe_learner(
     **kwargs # For `unlabeled_dls`; for `labelled_dls` if the objective needs labels, those of `train/`
 )->Learner:
     "The learner that a recipe describes; raises `ValueError` for its settings before an image is looked for."
-    enc,obj,task,views = _parts(r)
-    if dls is None: dls = pretrain_dls(r.data, r.size, r.bs, r.with_val, bool(obj and obj.needs_labels), **kwargs)
-    if not task: return contrastive_learner(dls, enc, obj, views, cbs=cbs, wd=r.wd)
-    cb = [ContrastiveCallback(obj, views, r.weight)] if obj else []
-    if obj: enc = obj.prepare(enc)
-    return pretext_learner(dls, enc, task, cbs=cb+list(L(cbs)), wd=r.wd)
+    enc,obj,task,views,parts = _parts(r)
+    labels = any(getattr(o, 'needs_labels', False) for o in (obj,*[p for p,_ in parts]))
+    dl,enc = unlabelled_dl(r.unlabelled, r.size, r.bs, **kwargs),prepared(enc, parts)
+    if dls is None: dls = pretrain_dls(r.data, r.size, r.bs, r.with_val, labels, **kwargs)
+    cbs = term_cbs(parts, dl, update_bn=not (task or obj)) + list(L(cbs))
+    if task and obj: enc,cbs = obj.prepare(enc),[ContrastiveCallback(obj, views, r.weight, dl=dl), *cbs]
+    if task: return pretext_learner(dls, enc, task, cbs=cbs, wd=r.wd)
+    if obj: return contrastive_learner(dls, enc, obj, views, cbs=cbs, wd=r.wd)
+    return Learner(dls, ViewsOnly(encoder_for(dls, enc)), loss_func=TermOnly(), cbs=cbs, wd=r.wd)
 
 # %% ../nbs/runs/04_recipes.ipynb #0041f430
 class SaveEncoder(Callback):
@@ -123,6 +152,7 @@ def _pretrain_row(r, start, where, learn):
     values = [[num(v) for v in o] for o in learn.recorder.values]
     return dict(kind='pretrain', name=r.name, **asdict(r), images=len(learn.dls.train_ds), steps=learn.train_iter,
         labels=any(c.objective.needs_labels for c in learn._grab_cbs(ContrastiveCallback)),
+        n_unlabelled=_n_fed(learn) if r.unlabelled is not None else None,
         seconds=round(time.time()-start, 1), columns=list(learn.recorder.metric_names)[1:-1], values=values, **where)
 
 def pretrain(
@@ -130,7 +160,7 @@ def pretrain(
     out:str|Path, # Weights file to write; the row goes beside it as `.json`
     dls:DataLoaders|None=None, # Made from the recipe if None
     cbs:Callback|list|None=None, # More callbacks, such as `KNNMonitor`
-    **kwargs # For `unlabeled_dls`
+    **kwargs # For `unlabeled_dls`, and what of it is about files also for the loader that feeds the terms
 )->tuple: # Learner, row (dict)
     "Carry out a recipe. Raises `ValueError` and `OSError` before training; a `KeyboardInterrupt` says what was saved."
     save = SaveEncoder(out_file(out, '.safetensors'), asdict(r))

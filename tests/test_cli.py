@@ -126,6 +126,32 @@ mistakes = [
     ('finetune', '--encoder xresnet18 --arch-args widne=.5 --data SHAPES', "Did you mean 'widen'?"),
     ('finetune', '--encoder WEIGHTS --arch-args widen=.5 --data SHAPES', 'of --arch-args are for an arch to start from scratch'),
     ('bench', '--arch-args group=2', "Did you mean 'groups'?"),
+    # Several terms, and images for them
+    ('pretrain', '--terms simcrl=.5', "no term is called 'simcrl'. Did you mean 'simclr'"),
+    ('finetune', '--encoder WEIGHTS --data SHAPES --terms rotatoin', "Did you mean 'rotation'"),
+    ('pretrain', '--terms simclr=.5,rotation=x', "the weight of rotation must be a number of 0 or more, or 'balanced': got 'x'"),
+    ('pretrain', '--terms simclr=nan', 'the weight of simclr must be a number of 0 or more'),
+    ('pretrain', '--terms simclr=', "or 'balanced': got ''"),
+    ('finetune', '--encoder WEIGHTS --data SHAPES --terms simclr=-1', 'the weight of simclr must be a number of 0 or more'),
+    ('pretrain', '--terms simclr,simclr=.5', '--terms: simclr is there twice'),
+    ('pretrain', '--terms =.5', '--terms: terms are written name=weight,name=weight'),
+    ('pretrain', '--task rotation --terms rotation=.5', 'rotation is asked for twice, as a term and as task'),
+    ('pretrain', '--objective simclr --terms SimCLR=.5', 'simclr is asked for twice, as a term and as objective'),
+    ('pretrain', '--terms simclr --term-args simclr.tmp=.5', "--term-args: simclr has no 'tmp'; its settings are temp, dim, hidden. Did you mean 'temp'?"),
+    ('finetune', '--encoder WEIGHTS --data SHAPES --terms simclr --term-args simclr.temp=-1', '--term-args: temp must be above 0'),
+    ('pretrain', '--terms simclr --term-args vicreg.dim=2', "settings of 'vicreg', which is no term of this run; its terms are simclr"),
+    ('pretrain', '--terms simclr --term-args temp=.5', 'whose setting is temp? Write name.key=value'),
+    ('pretrain', '--task rotation --unlabelled UNSUP', 'is for terms, and there are none: pass --terms'),
+    ('finetune', '--encoder WEIGHTS --data SHAPES --unlabelled UNSUP', 'is for terms, and there are none: pass --terms'),
+    ('pretrain', '--terms simclr --unlabelled UNSUP', 'terms alone see data'),
+    ('pretrain', '--task rotation --terms supcon --unlabelled nosuch', 'supcon needs labels, and --unlabelled nosuch feeds it images without'),
+    ('pretrain', '--task rotation --objective supcon --unlabelled nosuch', 'supcon needs labels, and --unlabelled nosuch'),
+    ('finetune', '--encoder WEIGHTS --data nosuch --terms supcon --unlabelled nosuch', 'supcon needs labels'),
+    ('pretrain', '--task rotation --terms simclr --data SHAPES --unlabelled nosuch', 'no folder nosuch'),
+    ('finetune', '--encoder WEIGHTS --data SHAPES --size 32 --terms simclr --unlabelled FILE', 'is a file: name the folder'),
+    ('finetune', '--encoder WEIGHTS --data SHAPES --size 32 --terms simclr --unlabelled EMPTY', 'no images in'),
+    ('pretrain', '--task rotation --terms simclr --data SHAPES --unlabelled HELD', 'neither train nor unsup'),
+    ('pretrain', '--task rotation --terms simclr --data SHAPES --unlabelled=', 'unlabelled is empty'),
     # Files and folders
     ('pretrain', '--objective simclr --data FILE', 'is a file: name the folder'),
     ('pretrain', '--objective simclr --data=', 'data is empty'),
@@ -206,6 +232,49 @@ def test_pretrain_finetune_eval(run, shapes):
     row = json.loads(Path('w0.5.eval.json').read_text())
     assert status==0 and f"knn {100*row['knn']:.2f}%, linear {100*row['linear']:.2f}%" in out and '█' not in out
     for k in 'kind encoder arch data size k knn linear C n_train n_valid seconds'.split()+where: assert k in row
+
+several = ['--terms', 'simclr=.5,rotation=.1', '--term-args', 'simclr.temp=.2,rotation.all_four=True']
+
+def test_pretrain_with_terms(run, shapes):
+    "Columns, weights and settings of each; the folder that feeds them, and how many images it has; the same from Python"
+    n = lambda *folders: len(image_files(shapes, list(folders)))
+    status,out,_ = run('pretrain', '--data', shapes/'unsup', '--task', 'inpainting', *several, '--unlabelled', shapes, *tiny, '--out', 'w')
+    row = json.loads(Path('w.json').read_text())
+    assert status==0 and f"{row['images']} images and {row['n_unlabelled']} for the terms" in out
+    assert row['name']=='inpainting+simclr+rotation' and row['terms']==dict(simclr=.5, rotation=.1) and row['term_args']==dict(simclr=dict(temp=.2), rotation=dict(all_four=True))
+    assert row['unlabelled']==str(shapes) and row['n_unlabelled']==n('train','unsup')
+    assert row['columns'][0]=='train_loss' and {'simclr_loss','rotation_loss'} <= set(row['columns'])
+    assert encoder_info('w.safetensors')['recipe']['terms']==row['terms']
+    r = recipes.Recipe(str(shapes/'unsup'), 32, 16, 'xresnet18', dict(widen=.25), 'inpainting', epochs=1, unlabelled=shapes, **{k:row[k] for k in ('terms','term_args')})
+    recipes.pretrain(r, 'v', num_workers=0)
+    assert _same(load_file('w.safetensors'), load_file('v.safetensors'))
+    recipes.pretrain(recipes.Recipe(**{**vars(r), 'terms':dict(simclr=.5, rotation=.2)}), 'u', num_workers=0)
+    assert not _same(load_file('w.safetensors'), load_file('u.safetensors')), 'the weight does nothing'
+
+def test_terms_alone_and_beside_an_objective(run, shapes):
+    "The weighted sum is all of the loss; batch norm's statistics move; an objective alone may have the labels, and the terms other images"
+    assert run('pretrain', '--data', shapes, '--terms', 'cmc=.5,rotation', *tiny, '--bs', 8, '--out', 'w')[0]==0
+    sd = load_file('w.safetensors')
+    assert load_encoder('w').arch=='split:xresnet18' and not any((v==0).all() for k,v in sd.items() if k.endswith('running_mean'))
+    assert run('pretrain', '--data', shapes, '--objective', 'supcon', '--terms', 'simclr=.5', '--unlabelled', shapes/'unsup', *tiny, '--out', 'w')[0]==0
+    row = json.loads(Path('w.json').read_text())
+    assert row['labels'] and (row['images'],row['n_unlabelled'])==(len(image_files(shapes, ['train'])),len(image_files(shapes, ['unsup'])))
+    assert run('pretrain', '--data', shapes, '--terms', 'supcon', *tiny, '--out', 'w')[0]==0
+    row = json.loads(Path('w.json').read_text())
+    assert row['labels'] and row['images']==len(image_files(shapes, ['train'])) and row['n_unlabelled'] is None
+
+def test_finetune_with_terms(run, shapes):
+    "Labels for some, terms for all; what is printed at the end of pretraining still pastes"
+    args = ['finetune', *scratch, '--data', shapes, '--pct', .5, '--bs', 8]
+    assert run(*args, '--out', 'plain')[0]==0
+    status,out,_ = run(*args, *several, '--unlabelled', shapes, '--out', 'f')
+    row,plain = (json.loads(Path(f'{o}.json').read_text()) for o in ('f','plain'))
+    n = len(image_files(shapes, ['train','unsup']))
+    assert status==0 and f'20 labels and {n} for the terms' in out and (row['n_labels'],row['n_unlabelled'])==(20,n)
+    assert row['terms']==dict(simclr=.5, rotation=.1) and row['term_args']['simclr']=={'temp':.2} and row['unlabelled']==str(shapes)
+    assert (plain['terms'],plain['term_args'],plain['unlabelled'],plain['n_unlabelled'])==({}, {}, None, None)
+    assert run(*args, '--terms', 'supcon=.5', '--out', 'g')[0]==0, 'without another folder the labels are there'
+    assert json.loads(Path('g.json').read_text())['n_unlabelled'] is None
 
 def recipe_fields(): return [f.name for f in recipes.fields(recipes.Recipe)]
 
@@ -291,6 +360,8 @@ no_settings = ['temp', '.5', 'temp,dim=64', 'temp:.5', "'temp=.5'", "temp=.5,'di
     'a=dict(temp=.5)', 'a={1,2}', 'a=b"x"', 'a=1j', 'a=1e999', 'temp=x', 'temp==.5', 'temp=', '=.5', 'temp=.5;dim=3', 'temp=.5)+dict(dim=3', 'temp=(.5', '[.5]', 'temp=.5 dim=3',
     'temp=.5)(dim=3', 'temp=.5 for x in y', "f'{1}'", 'temp=...']
 takers = [('pretrain','objective-args'), ('pretrain','task-args'), ('pretrain','arch-args'), ('pretrain','views-args'), ('finetune','arch-args'), ('bench','arch-args')]
+points = [('pretrain','term-args'), ('finetune','term-args')] # These say whose setting it is
+written = {cli.settings:('a_B=1',{'a_B':1}), cli.term_settings:('a_B.c=1',{'a_B':{'c':1}}), cli.term_weights:('a_B=1',{'a_B':1.})}
 
 @pytest.mark.parametrize('text', no_settings)
 def test_no_settings(run, monkeypatch, text):
@@ -300,6 +371,21 @@ def test_no_settings(run, monkeypatch, text):
         status,out,err = run(name, '--encoder' if name=='finetune' else f'--{opt}={text}', *(['xresnet18',f'--{opt}={text}'] if name=='finetune' else []))
         assert (status,out)==(2,'') and err.count('\n')==1, err
         assert 'key=value,key=value' in err and '"loss=\'l2\',grid=4"' in err and f'--{opt}' in err and err.rstrip().endswith(text)
+
+@pytest.mark.parametrize('text', no_settings)
+def test_no_settings_of_terms(run, monkeypatch, text):
+    monkeypatch.setattr(Learner, 'fit', lambda *a, **k: pytest.fail('trained'))
+    text = 'simclr.'+text if text.startswith('temp') else text
+    for name,opt in points:
+        status,out,err = run(name, *['--encoder','xresnet18'][:2*(name=='finetune')], '--terms', 'simclr', f'--{opt}={text}')
+        assert (status,out)==(2,'') and err.count('\n')==1 and f'--{opt}' in err and err.rstrip().endswith(text) and '\u01c0' not in err, err
+
+@pytest.mark.parametrize('text,want', [('', {}), ('a.b=1', {'a':{'b':1}}), (" a.b = 'x.y=z' , c.d=(1,2.5), a.e=None", {'a':dict(b='x.y=z', e=None), 'c':{'d':(1,2.5)}}),
+    ('a.b=1.5,a_c.d=.5', {'a':{'b':1.5}, 'a_c':{'d':.5}})])
+def test_term_settings(text, want): assert cli.term_settings(text)==want
+
+@pytest.mark.parametrize('text,want', [('a', dict(a=1.)), ('a=.5,b', dict(a=.5, b=1.)), (' a = 1e-2 , b=balanced', dict(a=.01, b='balanced'))])
+def test_term_weights(text, want): assert cli.term_weights(text)==want
 
 @pytest.mark.parametrize('text,want', [('', {}), ('a=1', dict(a=1)), ("a='x y',b=(1,2),c=[None,True],d={'e':-.5},", dict(a='x y', b=(1,2), c=[None,True], d={'e':-.5})),
     (' a = 1e-3 , b = "a,b=c" ', dict(a=1e-3, b='a,b=c'))])
@@ -313,11 +399,11 @@ def test_spelling(name):
     n = 0
     for a in p._actions:
         if a.dest in ('help','pdb','xtra'): continue
-        val = [] if a.nargs==0 else ['a_B=1' if a.type is cli.settings else 'a_B' if a.type is str else '3']
+        val = [] if a.nargs==0 else [written[a.type][0] if a.type in written else 'a_B' if a.type is str else '3']
         for o in a.option_strings:
             for s in (o, '--'+o[2:].replace('-','_') if o[:2]=='--' else o, o.upper()):
                 got = cli.parse_options(p, [*need, s, *val])[a.dest]
-                assert got==(True if not val else val[0] if a.type is str else {'a_B':1} if a.type is cli.settings else a.type(val[0])), s
+                assert got==(True if not val else val[0] if a.type is str else written[a.type][1] if a.type in written else a.type(val[0])), s
                 n += 1
     assert n>20
 
