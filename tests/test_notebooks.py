@@ -12,15 +12,16 @@ def run_nb(nb): # Cells marked `eval: false` are nbdev's to leave out
     return subprocess.run([Path(sys.executable).with_name('nbdev-test'), nb, '--n-workers', '0'], cwd=nbs.parent, env=env, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
 
-wang = Path('tutorials/imagewang.ipynb')
+wangs = [Path('tutorials/imagewang.ipynb'), Path('tutorials/sesemi.ipynb')]
 
-@pytest.mark.parametrize('nb', [o for o in notebooks if o!=wang], ids=lambda o: o.with_suffix('').as_posix())
+@pytest.mark.parametrize('nb', [o for o in notebooks if o not in wangs], ids=lambda o: o.with_suffix('').as_posix())
 def test_notebook(nb):
     r = run_nb(nbs/nb)
     if r.returncode: pytest.fail(r.stdout, pytrace=False)
     assert 'Success.' in r.stdout, f'{nb} was not run: {r.stdout}'
 
-def test_imagewang_tutorial(tmp_path):
+@pytest.mark.parametrize('wang', wangs, ids=lambda o: o.stem)
+def test_imagewang_tutorial(tmp_path, wang):
     "The whole job on drawn images: the tutorial with one path changed"
     from fastai_contrastive.data import synth_images
     images = synth_images(tmp_path/'images', n_train=25, n_unsup=300, n_valid=10, size=64)
