@@ -10,13 +10,17 @@ from fastai_contrastive.backbone import *
 from fastai_contrastive.bodies import *
 from fastai_contrastive.archs import *
 from fastai_contrastive.encoder import *
+from fastai_contrastive.balance import *
 from fastai_contrastive.drawn import *
 from fastai_contrastive.images import *
 from fastai_contrastive.data import *
+from fastai_contrastive.guest import *
 from fastai_contrastive.term import *
 from fastai_contrastive.core import *
 from fastai_contrastive.lessons import *
 from fastai_contrastive.asked import *
+from fastai_contrastive.task import *
+from fastai_contrastive.pretext_term import *
 from fastai_contrastive.objectives import *
 from fastai_contrastive.pretext import *
 from fastai_contrastive.evaluation.features import *
