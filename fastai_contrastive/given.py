@@ -17,6 +17,7 @@ from .data import *
 from .core import *
 from .objectives import *
 from .pretext import *
+from .pretext_term import *
 
 # %% ../nbs/runs/02_given.ipynb #316bb4b2
 _whole = dict(size=1, bs=1, epochs=1, finetune_epochs=1, k=1, knn=1, n=1, repeats=1, seed=0, num_workers=0, threads=0)
@@ -153,7 +154,7 @@ def pretrain_dls(
     if labels: return labelled_dls(path, size, bs, augment=False, **kwargs)
     return unlabeled_dls(path, size, bs, folders=_pretrain_folders(path, with_val), **kwargs)
 
-# %% ../nbs/runs/02_given.ipynb #c11dd4d2
+# %% ../nbs/runs/02_given.ipynb #ff087a4c
 def _check_weight(name, w):
     ok = w=='balanced' if isinstance(w, str) else isinstance(w, Number) and math.isfinite(w) and w>=0
     if not ok: raise ValueError(f"the weight of {name} must be a number of 0 or more, or 'balanced': got {w!r}")
@@ -186,7 +187,7 @@ def _no_need_of_labels(names, unlabelled):
         raise ValueError(f'{k} needs labels, and unlabelled={unlabelled} feeds it images without: '
                          'leave out one of the two')
 
-# %% ../nbs/runs/02_given.ipynb #92502363
+# %% ../nbs/runs/02_given.ipynb #9a643ee9
 def term_parts(
     terms:dict, # Weight of each term by its name, from `check_terms`
     args:dict|None=None, # Settings of the terms, a dictionary for each that has some
@@ -212,7 +213,7 @@ def term_cbs(
     kind = lambda o: ContrastiveCallback if isinstance(o, Objective) else PretextTerm
     return [kind(o)(o, weight=w, dl=None if dl is None else dl.new(), **kwargs) for o,w in parts]
 
-# %% ../nbs/runs/02_given.ipynb #1be88213
+# %% ../nbs/runs/02_given.ipynb #b22b86fe
 _of_files = 'num_workers','skip_bad','device','norm','value_range'
 
 def unlabelled_dl(
