@@ -255,7 +255,7 @@ def test_terms_alone_and_beside_an_objective(run, shapes):
     "The weighted sum is all of the loss; batch norm's statistics move; an objective alone may have the labels, and the terms other images"
     assert run('pretrain', '--data', shapes, '--terms', 'cmc=.5,rotation', *tiny, '--bs', 8, '--out', 'w')[0]==0
     sd = load_file('w.safetensors')
-    assert load_encoder('w').arch=='split:xresnet18' and not any((v==0).all() for k,v in sd.items() if k.endswith('running_mean'))
+    assert load_encoder('w.safetensors').arch=='split:xresnet18' and not any((v==0).all() for k,v in sd.items() if k.endswith('running_mean'))
     assert run('pretrain', '--data', shapes, '--objective', 'supcon', '--terms', 'simclr=.5', '--unlabelled', shapes/'unsup', *tiny, '--out', 'w')[0]==0
     row = json.loads(Path('w.json').read_text())
     assert row['labels'] and (row['images'],row['n_unlabelled'])==(len(image_files(shapes, ['train'])),len(image_files(shapes, ['unsup'])))
