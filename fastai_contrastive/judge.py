@@ -74,7 +74,7 @@ def _n_fed(learn):
     "How many images feed the terms from a loader of their own; None without one"
     return next((len(c.dl.dataset) for c in learn._grab_cbs(TermCallback) if c.dl is not None), None)
 
-# %% ../nbs/runs/03_judge.ipynb #92f65487
+# %% ../nbs/runs/03_judge.ipynb #b51ed509
 def _write(learn, row, out):
     "The row, and the classifier's weights beside it"
     if out is None: return
