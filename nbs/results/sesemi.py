@@ -38,6 +38,7 @@ def job(arm, seed, a):
     learn = finetune_learner(dls, enc, cbs=[NoValidation(), *term])
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(a.epochs, 4e-3)
     logged = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[-1]))
+    learn.remove_cb(NoValidation)
     with learn.no_bar(): p,y = learn.get_preds()
     scored = y.unique()
     dogs = scored[p[:,scored].argmax(1)]==y
