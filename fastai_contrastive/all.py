@@ -18,6 +18,7 @@ from fastai_contrastive.guest import *
 from fastai_contrastive.term import *
 from fastai_contrastive.core import *
 from fastai_contrastive.lessons import *
+from fastai_contrastive.sight import *
 from fastai_contrastive.asked import *
 from fastai_contrastive.task import *
 from fastai_contrastive.pretext_term import *

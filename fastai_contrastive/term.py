@@ -20,9 +20,9 @@ from .balance import *
 from .guest import *
 from .guest import _bs, _n_images
 
-# %% ../nbs/terms/02_term.ipynb #21870172
-_all_ = ['frozen_stats', 'unseen_by_hooks', 'fixed_draws', 'fine_tune_span', 'check_batches', 'TermOnly', 'check_metrics',
-         'Balanced']
+# %% ../nbs/terms/02_term.ipynb #c5cb3364
+_all_ = ['frozen_stats', 'unseen_by_hooks', 'fixed_draws', 'fine_tune_span', 'check_batches', 'TermOnly',
+         'check_metrics', 'Balanced']
 
 # %% ../nbs/terms/02_term.ipynb #cdb8dc3a
 class TermColumn(Metric):
@@ -382,7 +382,7 @@ def _channels_last(x): return x.contiguous(memory_format=torch.channels_last) if
 
 def _sizes(xs): return ' and '.join(dict.fromkeys('×'.join(map(str, x.shape[-2:])) for x in xs if x.ndim==4))
 
-# %% ../nbs/terms/02_term.ipynb #b4b8a866
+# %% ../nbs/terms/02_term.ipynb #d2dc5584
 @patch
 def after_loss(self:TermCallback):
     self._task_loss = first((c._task_loss for c in self.learn._grab_cbs(TermCallback)), lambda o: o is not None)
@@ -473,7 +473,7 @@ def follow(self:TermCallback):
 def discard(self:TermCallback):
     "Forget what was noted since the last step: nothing here."
 
-# %% ../nbs/terms/02_term.ipynb #faaa10ab
+# %% ../nbs/terms/02_term.ipynb #922aab1f
 @patch
 def state_dict(self:TermCallback)->dict: # name, opt, weight
     "What any term has to remember: the heads' optimizer state, and what a balanced weight measured."
@@ -507,7 +507,7 @@ def _copied(self:TermCallback, r, memo):
 @patch
 def __reduce__(self:TermCallback): return Callback, ()
 
-# %% ../nbs/terms/02_term.ipynb #dca9b8cb
+# %% ../nbs/terms/02_term.ipynb #58700a4a
 def _short(o): return f'<{type(o).__name__}>' if isinstance(o, (nn.Module,DataLoader,DataLoaders)) else repr(o)
 
 def written(
