@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TermGradients', 'plot_terms']
 
-# %% ../nbs/terms/05_sight.ipynb #1807e57e
+# %% ../nbs/terms/05_sight.ipynb #a667c183
 from fastai.vision.all import *
 from .balance import *
 from .term import *
 
-# %% ../nbs/terms/05_sight.ipynb #b4ed4dad
+# %% ../nbs/terms/05_sight.ipynb #62836464
 class TermGradients(Callback):
     "Measures every `every` steps how long each loss's gradient on the encoder is, and the cosines between them"
     order = TermCallback.order+.5
@@ -44,7 +44,7 @@ class TermGradients(Callback):
         rows = [dict(loss=name, value=float(o), weight=weights.get(name, 1.), norm=norms[name]) for name,o in losses.items()]
         self._rows.append((self.learn.train_iter,rows,cos))
 
-# %% ../nbs/terms/05_sight.ipynb #2414c43b
+# %% ../nbs/terms/05_sight.ipynb #63193620
 @patch(as_prop=True)
 def frame(self:TermGradients)->pd.DataFrame: # step, loss (its name), value, weight, norm
     "Each loss at each measured step of the last fit: its value and its gradient's length without the weight."
@@ -58,7 +58,7 @@ def cosines(self:TermGradients)->pd.DataFrame: # step, a, b, cosine
         if [o['loss'] for o in rows].index(a)<[o['loss'] for o in rows].index(b)]
     return pd.DataFrame(rows, columns=['step','a','b','cosine'])
 
-# %% ../nbs/terms/05_sight.ipynb #a197503a
+# %% ../nbs/terms/05_sight.ipynb #eb4661b7
 def _smooth(v): return v.ewm(alpha=max(.02, min(1., 10/max(len(v), 1)))).mean()
 
 def _lines(ax, xs, vs, name, color):
@@ -72,6 +72,7 @@ def _plot_losses(axs, learn, terms, colors):
         h = c.history
         _lines(axs[0], h.step, h.loss, c.name, colors[c.name])
         axs[1].plot(h.step, h.weight, color=colors[c.name], label=c.name)
+    axs[1].set_ylim(bottom=0)
 
 def _plot_gradients(axs, tg, colors):
     for name,o in tg.frame.groupby('loss', sort=False):
@@ -83,7 +84,7 @@ def _plot_gradients(axs, tg, colors):
     axs[1].axhline(0, color='grey', lw=.5)
     axs[1].set_ylim(-1, 1)
 
-# %% ../nbs/terms/05_sight.ipynb #6846e443
+# %% ../nbs/terms/05_sight.ipynb #2093efab
 _panels = ['loss', 'weight', 'gradient on the encoder,\nthick: times the weight', "cosine of two losses' gradients"]
 
 def plot_terms(

@@ -361,7 +361,7 @@ no_settings = ['temp', '.5', 'temp,dim=64', 'temp:.5', "'temp=.5'", "temp=.5,'di
     'temp=.5)(dim=3', 'temp=.5 for x in y', "f'{1}'", 'temp=...']
 takers = [('pretrain','objective-args'), ('pretrain','task-args'), ('pretrain','arch-args'), ('pretrain','views-args'), ('finetune','arch-args'), ('bench','arch-args')]
 points = [('pretrain','term-args'), ('finetune','term-args')] # These say whose setting it is
-written = {cli.settings:('a_B=1',{'a_B':1}), cli.term_settings:('a_B.c=1',{'a_B':{'c':1}}), cli.term_weights:('a_B=1',{'a_B':1.})}
+written = dict(settings=('a_B=1',{'a_B':1}), term_settings=('a_B.c=1',{'a_B':{'c':1}}), term_weights=('a_B=1',{'a_B':1.}))
 
 @pytest.mark.parametrize('text', no_settings)
 def test_no_settings(run, monkeypatch, text):
@@ -399,11 +399,11 @@ def test_spelling(name):
     n = 0
     for a in p._actions:
         if a.dest in ('help','pdb','xtra'): continue
-        val = [] if a.nargs==0 else [written[a.type][0] if a.type in written else 'a_B' if a.type is str else '3']
+        val = [] if a.nargs==0 else [written[a.type.__name__][0] if a.type.__name__ in written else 'a_B' if a.type is str else '3']
         for o in a.option_strings:
             for s in (o, '--'+o[2:].replace('-','_') if o[:2]=='--' else o, o.upper()):
                 got = cli.parse_options(p, [*need, s, *val])[a.dest]
-                assert got==(True if not val else val[0] if a.type is str else written[a.type][1] if a.type in written else a.type(val[0])), s
+                assert got==(True if not val else val[0] if a.type is str else written[a.type.__name__][1] if a.type.__name__ in written else a.type(val[0])), s
                 n += 1
     assert n>20
 
