@@ -68,7 +68,8 @@ def term_settings(
     res = {}
     for k,v in flat.items():
         name,has,key = k.partition(_point)
-        if not has: raise ArgumentTypeError(f'whose setting is {k}? Write name.key=value, such as simclr.temp=.2; got {s}')
+        if not has:
+            raise ArgumentTypeError(f'whose setting is {k}? Write name.key=value, such as simclr.temp=.2; got {s}')
         res.setdefault(name, {})[key] = v.replace(_point, '.') if isinstance(v, str) else v
     return res
 
@@ -76,7 +77,7 @@ def term_settings(
 _terms = Annotated[term_weights, 'More terms and their weights (simclr=.5,rotation=.1 or simclr=balanced; 1 if none is '
                    'said): objectives and tasks']
 _term_args = Annotated[term_settings, 'Settings of those terms: name.key=value,name.key=value (simclr.temp=.2)']
-_unlabelled = Annotated[str, 'Folder of images that feed the terms, searched as that of --data: of a folder with train/ '
+_unlabelled = Annotated[str, 'Folder of images that feed the terms, searched as that of --data: of one with train/ '
                         'and unsup/ these two; the images that are trained on if not given']
 
 # %% ../nbs/commands/03_cli.ipynb #342ee2a2

@@ -172,7 +172,8 @@ def check_terms(
         k = str(o).lower()
         if k not in known: raise ValueError(f'no term is called {o!r}.{nearest(k, sorted(known))}')
         if k in by or k in res:
-            raise ValueError(f"{k} is asked for twice, as a term and as {by.get(k, 'another')}: leave out one of the two")
+            raise ValueError(f"{k} is asked for twice, as a term and as {by.get(k, 'another')}: "
+                             'leave out one of the two')
         _check_weight(k, w)
         res[k] = w
     if k := next((k for k in args or {} if k not in res), None):
