@@ -874,6 +874,13 @@ def test_callbacks_come_and_go_together():
     learn.remove_cb(type(cb))
     assert kinds()==was
 
+def test_before_any_fit_it_keeps_quiet():
+    "Of images without labels there is no loss; that is no concern of a term's"
+    learn = make_learn(term(), make_dls(labelled=False))
+    with quietly(learn):
+        assert learn.get_preds()[0].shape==(12,4)
+        learn.summary()
+
 # Hooks
 
 def test_hooks_see_the_tasks_pass_only():
@@ -1003,6 +1010,14 @@ def test_two_terms_alone():
     fit(learn)
     assert not torch.equal(was[0], head_ws(a)) and not torch.equal(was[1], head_ws(learn.b))
     for o in col_names(a, learn.b): assert col(learn, o)>0 or ('accuracy' in o and col(learn, o)==0)
+
+def test_alone_a_term_without_weight_does_not_keep_the_others_from_training():
+    learn = alone(ready=True, cbs=term(lambda p: float(p>=.5), ready=True, name='later'))
+    was,heads = ws(learn.model),head_ws(learn.later)
+    fit(learn, cbs=At('after_step', lambda l: (was.copy_(ws(l.model)-was), heads.copy_(head_ws(l.later)-heads))))
+    assert was.any() and not heads.any()
+    fit(learn, 2)
+    assert heads.shape==head_ws(learn.later).shape and math.isnan(col(learn, 'later_loss', 0)) and col(learn, 'later_loss')>0
 
 # State
 
