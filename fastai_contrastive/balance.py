@@ -36,7 +36,7 @@ class Balanced:
     "A term's weight: its gradient on the encoder is held at `share` of the task's, measured every `every` steps"
     def __init__(self,
         share:float|Callable=1., # Length of the weighted term's gradient over the task's; or a schedule
-        every:int=10, # Steps from one measurement to the next
+        every:int=10, # Steps of the optimizer from one measurement to the next
         momentum:float=.8, # Of the running mean of the ratio's logarithm, 0-1; 0 takes the last measurement as it is
         limit:float=100., # Largest weight
     ):
@@ -44,6 +44,8 @@ class Balanced:
             raise ValueError(f'share must be a number of 0 or more, or a schedule of pct_train: got {share!r}')
         if not (isinstance(every, int) and every>=1):
             raise ValueError(f'every is a number of steps, 1 or more: got {every!r}')
+        if not (isinstance(limit, Number) and limit>0):
+            raise ValueError(f'limit is the largest weight, above 0: got {limit!r}')
         if not 0<=momentum<1: raise ValueError(f'momentum must be from 0 to below 1: got {momentum!r}')
         store_attr()
         self.log_ratio,self.n = None,0

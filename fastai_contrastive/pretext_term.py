@@ -9,6 +9,7 @@ __all__ = ['PretextTerm']
 from types import SimpleNamespace
 from fastai.vision.all import *
 from .asked import *
+from .stats import *
 from .term import *
 from .task import *
 
@@ -24,7 +25,10 @@ class PretextTerm(TermCallback):
         update_bn:bool=False, # May the question's pass move the running statistics of the encoder's batch norms?
         name:str|None=None, # Attribute of the `Learner` and, with `_loss`, column; the task's name if None
     ):
-        self.task,self.module = get_task(task),nn.ModuleDict()
+        self.task,self.module,self._nf = get_task(task),nn.ModuleDict(),None
+        if self.task.loss_func is None:
+            raise ValueError(f'{self.task!r} has no loss_func: say how its answers are judged, as in '
+                'loss_func = CrossEntropyLossFlat()')
         self._given = dict(weight=weight, dl=dl, encoder=encoder, update_bn=update_bn, name=name)
         self._judges = L(self.task.metrics).map(lambda m: deepcopy(mk_metric(m)))
         super().__init__(weight, encoder, dl, update_bn, name)
@@ -51,38 +55,62 @@ def is_built(self:PretextTerm)->bool:
     return 'head' in self.module
 
 @patch
+def _set_up(self:PretextTerm):
+    TermCallback._set_up(self)
+    nf,n_in = self._enc.nf,self._enc.n_in
+    if self.is_built and self._nf not in (None,nf):
+        raise ValueError(f'the head of {self.name} was made for an encoder of width {self._nf}, this one has {nf}: '
+            f'make a new PretextTerm({self.task!r})')
+    n = None if self.dl is None else n_channels(self.dl)
+    if n not in (None,n_in): raise ValueError(f'{self.name}: the images of the second loader have {n} channels, and '
+        f'the encoder takes {n_in}: open them with {n_in} channels')
+
+@patch
 def build(self:PretextTerm,
     inputs:list, # Of the first batch
 ):
-    "The task's head for this encoder, on the images' device."
+    "The task's head for this encoder, on the images' device; `ValueError` if a state that waits for it is of another."
     dev = inputs[0].device
-    if not self.is_built:
-        self.module['head'] = self.task.head(self._enc).to(dev)
-        if self._later: self._load(self._later)
-        self._later = None
-        self._snapshot()
+    if not self.is_built: self._make_head(dev)
     elif any(t.device!=dev for t in self.module.state_dict().values()):
         sd = self.loan.state_dict(self.heads)
         self.module.to(dev)
         self.loan.load_state_dict(sd, self.heads)
 
 @patch
+def _make_head(self:PretextTerm, dev):
+    self.module['head'],self._nf = self.task.head(self._enc).to(dev),self._enc.nf
+    try:
+        if self._later: self._load(self._later)
+    except ValueError:
+        del self.module['head'] # A second try must not go on with a head that has half of a state
+        raise
+    self._later = None
+    self._snapshot()
+
+@patch
 def compute(self:PretextTerm,
     inputs:list, # Question and answer
 )->Tensor: # Scalar
-    "The task's loss for what the encoder and the head answer."
+    "The task's loss for what the encoder and the head answer; `ValueError` if it is not one number."
     q,a = inputs[:self._n_q],inputs[self._n_q:]
     pred = to_float(PretextModel(self._enc, self.module['head'])(*q))
-    if self.learn.training or self.alone: self._judge(q, a, pred)
-    with torch.autocast(q[0].device.type, enabled=False): return self.task.loss_func(pred, *a)
+    with torch.autocast(q[0].device.type, enabled=False): loss = self.task.loss_func(pred, *a)
+    if loss.numel()!=1: raise ValueError(f'the loss of {self.task!r} must be one number for a batch: it gives '
+        f'{tuple(loss.shape)}; take the mean')
+    if self.learn.training or self.alone: self._judge(q, a, pred, loss)
+    return loss
 
 # %% ../nbs/terms/32_pretext_term.ipynb #b07587ba
 @patch
-def _judge(self:PretextTerm, q, a, pred):
+def _judge(self:PretextTerm, q, a, pred, loss):
     pred = pred.detach() if isinstance(pred, Tensor) else tuple(o.detach() for o in pred)
-    seen = SimpleNamespace(xb=tuple(q), yb=tuple(a), x=q[0], y=detuplify(tuple(a)), pred=pred, to_detach=to_detach,
-        training=self.learn.training)
-    for m in self._judges: m.accumulate(seen)
+    seen = SimpleNamespace(xb=tuple(q), yb=tuple(a), x=q[0], y=detuplify(tuple(a)), pred=pred, loss=loss.detach(),
+        to_detach=to_detach, training=self.learn.training)
+    for m in self._judges:
+        try: m.accumulate(seen)
+        except Exception as e: raise ValueError(f'the metric {m.name} cannot judge the answers of {self.task!r} ({e}): '
+            'take it out of the metrics of the task') from e
     self._judged = True
 
 @patch
@@ -111,10 +139,11 @@ def _value(self:PretextTerm, m): return m.value if getattr(self, '_judged', Fals
 
 # %% ../nbs/terms/32_pretext_term.ipynb #0d73154f
 @patch
-def state_dict(self:PretextTerm)->dict: # module (None before the first batch), name, opt, weight
+def state_dict(self:PretextTerm)->dict: # module (None before the first batch), task (its name), name, opt, weight
     "The head's weights and its optimizer state, to be saved beside the model's."
+    if self._later: return deepcopy(self._later)
     module = deepcopy(self.module.state_dict()) if self.is_built else None
-    return dict(module=module, **TermCallback.state_dict(self))
+    return dict(module=module, task=self.task.name, **TermCallback.state_dict(self))
 
 @patch
 def load_state_dict(self:PretextTerm,
@@ -122,17 +151,22 @@ def load_state_dict(self:PretextTerm,
 ):
     "Put back what `state_dict` gave, or keep it until the head is there; `ValueError` for another task's state."
     self._check_state(sd)
+    if sd['task']!=self.task.name: raise ValueError(f"this is the state of a term of {sd['task']!r}, and the callback "
+        f'asks {self.task!r}: load it into a term of that task')
     if sd['module'] is None: return
     if self.is_built: self._load(sd)
     else: self._later = sd
 
 @patch
 def _load(self:PretextTerm, sd):
-    self.module.load_state_dict(sd['module'])
+    try: self.module.load_state_dict(sd['module'])
+    except RuntimeError as e: raise ValueError(f'the state of {self.name} does not fit the head of {self.task!r}: '
+        f'it was made with other settings, or for another encoder; make the term as it was then ({e})') from e
     TermCallback.load_state_dict(self, sd)
 
 @patch
 def __deepcopy__(self:PretextTerm, memo):
     r = PretextTerm(deepcopy(self.task, memo), self.weight, self.dl, self.encoder, self.update_bn, self._name)
     r.module,r._given,r._later = deepcopy(self.module, memo),self._given,deepcopy(self._later, memo)
+    r._nf = self._nf
     return self._copied(r, memo)

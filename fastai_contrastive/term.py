@@ -319,9 +319,15 @@ def before_batch(self:TermCallback):
         x,self._y = self._batch()
         if len(x)>=self.min_bs:
             with torch.no_grad(), self._draws(): self._inputs = self.inputs(x)
-    if self._inputs is None and self.alone:
+    if self.alone and self._nothing_to_do():
         self.learn.yb = ()
         raise CancelBatchException()
+
+@patch
+def _nothing_to_do(self:TermCallback):
+    "Has no term anything to do with this batch? The last of them can tell"
+    terms = self.learn._grab_cbs(TermCallback).sorted('order')
+    return terms[-1] is self and all(c._inputs is None for c in terms)
 
 @patch
 def _validates(self:TermCallback):
@@ -385,9 +391,9 @@ def _sizes(xs): return ' and '.join(dict.fromkeys('×'.join(map(str, x.shape[-2:
 # %% ../nbs/terms/02_term.ipynb #d2dc5584
 @patch
 def after_loss(self:TermCallback):
+    if self._inputs is None: return # There may be no loss at all: images without labels, in eval mode
     self._task_loss = first((c._task_loss for c in self.learn._grab_cbs(TermCallback)), lambda o: o is not None)
     if self._task_loss is None: self._task_loss = self.learn.loss_grad
-    if self._inputs is None: return
     with self._draws(): c = self._term()
     if self.learn.training: self._balance(c)
     w = self._w()
@@ -404,7 +410,8 @@ def _count(self:TermCallback, c, w):
 
 @patch
 def _balance(self:TermCallback, c):
-    if not isinstance(self.weight, Balanced) or not self.weight.due(): return
+    # `_owed`: an accumulated step has begun with an earlier batch
+    if self._owed or not isinstance(self.weight, Balanced) or not self.weight.due(): return
     g = self.encoder_grads([self._task_loss, c])
     if g is not None: self.weight.see(*g.norm(dim=1).tolist())
 

@@ -1,5 +1,5 @@
-"What the callback promises a `Learner`: the nine behaviours, columns, state, bad input"
-import subprocess, sys, textwrap
+"What a term promises a `Learner`, contrastive or a pretext task's: the nine behaviours, columns, state, bad input"
+import itertools, subprocess, sys, textwrap
 import pytest
 import matplotlib
 matplotlib.use('Agg')
@@ -13,8 +13,51 @@ from contextlib import nullcontext
 from fastai_contrastive.stats import *
 from fastai_contrastive.term import *
 from fastai_contrastive.views import *
-from fastai_contrastive.pretext.core import *
-from fastai_contrastive.pretext.rotation import *
+
+# Every test runs over both kinds of term, but for these. Why not:
+only_contrastive = dict(
+    test_frozen_stats_puts_back_what_was_on='no term',
+    test_hooks_are_put_back='no term',
+    test_a_second_loader_gives_no_labels_and_may_be_torchs='labels: no task is given any',
+    test_second_loaders_that_cannot_be='labels and row numbers: no task asks for any',
+    test_a_data_set_that_has_normalised_its_images='views have to know pixels, questions do not',
+    test_a_teachers_objective_follows_one_encoder='teachers',
+    test_repr='its arguments; those of the other kind stand in test_pretext_term',
+    test_learners_take_the_channels_of_the_images='learners that make the term themselves',
+    test_views_of_a_size_that_the_encoder_cannot_take='views of two sizes; another loader of another size in test_pretext_term',
+    test_objectives_by_name_and_instance='objectives',
+    test_views_of_one_size_share_a_pass='objectives',
+    test_bad_objectives_are_named='objectives',
+    test_finetune_learner_is_plain_fastai='no term',
+    test_finetune_metrics_follow_the_labels='no term',
+    test_an_encoder_with_statistics_meets_loaders_with_others='no term',
+    test_finetuning_warns_of_another_normalisation='no term',
+)
+
+def grid(**axes):
+    "All combinations for the first kind; for the second, for whom the machinery is the same, each value at least once"
+    def _f(f):
+        f.axes = axes
+        return f
+    return _f
+
+def pytest_generate_tests(metafunc):
+    axes = {k:list(v) for k,v in getattr(metafunc.function, 'axes', {}).items()}
+    rows = {kinds[0]:list(itertools.product(*axes.values()))}
+    if metafunc.function.__name__ not in only_contrastive:
+        n = max(map(len, axes.values()), default=1)
+        rows[kinds[1]] = list(zip(*[[v[i%len(v)] for i in range(n)] for v in axes.values()])) or [()]
+        if list(axes)==['opt']: rows[kinds[1]] = [(o,) for o in few_opts]
+    metafunc.parametrize(['kind',*axes], [(k,*o) for k,v in rows.items() for o in v], indirect=['kind'])
+
+@pytest.fixture(autouse=True)
+def kind(request):
+    "Which kind of term `term` makes"
+    the.kind = request.param
+    yield request.param
+    the.kind = kinds[0]
+
+def test_the_exceptions_are_tests(): assert not [o for o in only_contrastive if o not in globals()]
 
 @pytest.fixture(autouse=True)
 def strict(tmp_path, monkeypatch):
@@ -26,7 +69,8 @@ def strict(tmp_path, monkeypatch):
 
 opts = dict(adam=Adam, sgd=partial(SGD, mom=.9), ranger=partial(ranger, k=2), adamw=partial(OptimWrapper, opt=torch.optim.AdamW),
     torch_sgd=partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9))
-each_opt = pytest.mark.parametrize('opt', opts)
+few_opts = 'ranger','adamw' # With slow weights to lend, and with state of another form
+each_opt = grid(opt=opts)
 
 def state_of(opt):
     "What an optimizer holds for each parameter, and its hyperparameters, as plain values"
@@ -59,10 +103,9 @@ def check_clean(learn):
 hows = dict(fit=lambda l,**kw: l.fit(1, 1e-2, **kw), one_cycle=lambda l,**kw: l.fit_one_cycle(1, slice(1e-3,1e-2), **kw),
     flat_cos=lambda l,**kw: l.fit_flat_cos(1, 1e-2, **kw), fine_tune=lambda l,**kw: l.fine_tune(1, 1e-2, **kw))
 
-@each_opt
-@pytest.mark.parametrize('how', hows)
+@grid(how=hows, opt=opts)
 def test_heads_train(how, opt):
-    cb = term(objective=built())
+    cb = term(ready=True, norms=True)
     learn = make_learn(cb, splitter=two_groups, opt_func=opts[opt])
     was,model = head_ws(cb),ws(learn.model)
     with quietly(learn): hows[how](learn)
@@ -77,7 +120,7 @@ def test_heads_train_however_the_callback_joins(join):
     res = []
     for how in ('init', join):
         set_seed(1)
-        cb = term(objective=built())
+        cb = term(ready=True)
         learn = make_learn(cb if how=='init' else None)
         if how=='add_cb': learn.add_cb(cb)
         fit(learn, 2, cbs=cb if how=='fit' else None)
@@ -89,7 +132,7 @@ def test_heads_train_however_the_callback_joins(join):
 def test_heads_move_by_the_last_groups_lr(opt):
     "With lr 0 in the last group they stand still, whatever the first group does"
     for lr,moves in (([1e-2,0.], False), ([0.,1e-2], True)):
-        cb = term(objective=built())
+        cb = term(ready=True)
         learn = make_learn(cb, splitter=two_groups, opt_func=opts[opt])
         was,body_was = head_ws(cb),params(learn.model[0])[0].detach().clone()
         fit(learn, 1, 'fit', lr)
@@ -97,7 +140,7 @@ def test_heads_move_by_the_last_groups_lr(opt):
         assert torch.equal(body_was, params(learn.model[0])[0])==moves
 
 def test_heads_step_is_lr_times_gradient():
-    cb,seen = term(objective=built()),[]
+    cb,seen = term(ready=True),[]
     def _look(learn): seen.append([(p.detach().clone(), p.grad.clone()) for p in cb.heads])
     learn = make_learn([cb, At('before_step', _look), At('after_batch', throw(CancelFitException()))], splitter=two_groups, opt_func=SGD)
     fit(learn, 1, 'fit', [.5,.02])
@@ -108,15 +151,22 @@ class Nothing(Objective):
     "Head with a gradient of zero: what moves it is decay"
     def build(self, nf): self.projector = nn.Sequential(nn.Linear(nf, 4), nn.BatchNorm1d(4))
     def loss(self, z, t, y): return 0*z[0].sum()
+del Objective.registry['nothing']
+
+class Nought(Rotation):
+    "As `Nothing`, a task"
+    metrics,loss_func = [],lambda pred, y: 0*pred.sum()
+    def head(self, encoder): return nn.Sequential(nn.Linear(encoder.nf, 4), nn.BatchNorm1d(4))
+del PretextTask.registry['nought']
 
 @pytest.mark.parametrize('wd_bn_bias', [False,True])
 @pytest.mark.parametrize('opt', ['adam','ranger'])
 def test_no_decay_on_norms_and_biases(opt, wd_bn_bias):
-    obj = built(Nothing())
-    for p in obj.parameters(): nn.init.constant_(p, 2.)
-    learn = make_learn(term(objective=obj), opt_func=opts[opt], wd=.5, wd_bn_bias=wd_bn_bias)
+    cb = with_head(PretextTerm(Nought())) if is_pretext() else term(objective=built(Nothing()))
+    for p in cb.heads: nn.init.constant_(p, 2.)
+    learn = make_learn(cb, opt_func=opts[opt], wd=.5, wd_bn_bias=wd_bn_bias)
     fit(learn, 1, 'fit', .1)
-    lin,bn = obj.projector
+    lin,bn = cb.module['head'] if is_pretext() else cb.objective.projector
     assert (lin.weight<1.95).all()
     assert all(((p<1.95) if wd_bn_bias else p==2).all() for p in (lin.bias, bn.weight, bn.bias))
 
@@ -124,9 +174,9 @@ def test_no_decay_on_norms_and_biases(opt, wd_bn_bias):
 
 @each_opt
 def test_lr_find_puts_everything_back(opt):
-    cb = term(objective=built())
+    cb = term(ready=True, norms=True)
     learn = fit(make_learn(cb, opt_func=opts[opt]))
-    def _all(): return [o.clone() for o in learn.model.state_dict().values()],{k:o.clone() for k,o in cb.objective.state_dict().items()},\
+    def _all(): return [o.clone() for o in learn.model.state_dict().values()],{k:o.clone() for k,o in cb.module.state_dict().items()},\
         cb.loan.state_dict(cb.heads),state_of(learn.opt)
     was = deepcopy(_all())
     with quietly(learn): learn.lr_find(num_it=8, suggest_funcs=None, show_plot=False)
@@ -134,21 +184,16 @@ def test_lr_find_puts_everything_back(opt):
     assert same(was, _all())
     check_clean(learn)
 
-class Seeded(SimCLR):
-    "Its heads are the same whenever they are made"
-    def build(self, nf):
-        with torch.random.fork_rng(): torch.manual_seed(5); super().build(nf)
-
 @each_opt
 def test_lr_find_as_the_first_fit_ever(opt):
     "What follows is what would have been without it"
     res = []
     for find in (False,True):
-        cb = term(objective=Seeded(dim=8))
+        cb = term(seeded=True, norms=True)
         learn = make_learn(cb, opt_func=opts[opt])
         if find:
             with quietly(learn): learn.lr_find(num_it=8, suggest_funcs=None, show_plot=False)
-            assert same(dict(cb.objective.state_dict()), dict(built(Seeded(dim=8)).state_dict()))
+            assert same(dict(cb.module.state_dict()), dict(term(seeded=True, ready=True, norms=True).module.state_dict()))
             check_clean(learn)
         fit(learn)
         res.append((ws(learn.model), head_ws(cb), cb.loan.state_dict(cb.heads)))
@@ -164,21 +209,19 @@ def test_after_a_fit_the_learner_is_plain(opt):
     learn = fit(make_learn(term(), opt_func=opts[opt]))
     plain = fit(make_learn(opt_func=opts[opt]))
     check_clean(learn)
-    assert set(learn.__dict__)-{'simclr'}==set(plain.__dict__)
-    learn.remove_cb(learn.simclr)
+    assert set(learn.__dict__)-{term_of(learn).name}==set(plain.__dict__)
+    learn.remove_cb(term_of(learn))
     assert set(learn.__dict__)==set(plain.__dict__)
 
-@pytest.mark.parametrize('how', ['attached','fit'])
-@pytest.mark.parametrize('event', ['before_batch','after_backward','before_step','after_step'])
-@pytest.mark.parametrize('stop', stops)
+@grid(stop=stops, event=['after_backward','before_step','after_step','before_batch'], how=['attached','fit'])
 def test_whatever_ends_a_step_the_learner_is_plain(stop, event, how):
-    cb = term(objective=built())
+    cb = term(ready=True)
     learn = make_learn(cb if how=='attached' else None)
     cbs = [At(event, throw(stops[stop]('stop')), n=1)] + ([cb] if how=='fit' else [])
     try: fit(learn, cbs=cbs)
     except (KeyboardInterrupt,RuntimeError): assert stop in ('ctrl_c','error')
     check_clean(learn)
-    if how=='fit': assert not hasattr(learn, 'simclr')
+    if how=='fit': assert not hasattr(learn, cb.name)
     was = head_ws(cb)
     fit(learn, cbs=cb if how=='fit' else None)
     assert not torch.equal(was, head_ws(cb))
@@ -194,11 +237,11 @@ def test_a_cancelled_epoch_saves_a_plain_checkpoint(stop):
 def check_opt(l): assert {i for g in opt_ids(l.opt) for i in g}=={id(p) for p in l.model.parameters()}
 
 def test_an_interrupted_fit_with_two_terms_is_tidied_for_both():
-    learn = make_learn([term(name='a'), term(name='b')])
+    learn = make_learn(cbs:=[term(name='a'), term(name='b')])
     with pytest.raises(KeyboardInterrupt): fit(learn, cbs=At('before_step', throw(KeyboardInterrupt()), n=1))
     check_clean(learn)
     fit(learn)
-    assert learn.recorder.metric_names[-3:]==['a_loss','b_loss','time']
+    assert learn.recorder.metric_names[4:]==[*col_names(*cbs), 'time']
 
 def test_removal_between_fits():
     cb = term()
@@ -222,9 +265,9 @@ def test_checkpoints_interchange_with_a_plain_learner(opt):
     fit(plain).save('without')
     learn.load('without', with_opt=True, weights_only=False)
     assert same(state_of(plain.opt), state_of(learn.opt)) and torch.equal(ws(plain.model), ws(learn.model))
-    was = head_ws(learn.simclr)
+    was = head_ws(term_of(learn))
     fit(learn)
-    assert not torch.equal(was, head_ws(learn.simclr))
+    assert not torch.equal(was, head_ws(term_of(learn)))
 
 def test_save_model_callback_with_opt():
     learn = make_learn(term(), path=Path.cwd())
@@ -251,7 +294,7 @@ def vision(files, cbs=None, model=None):
     return Learner(dls, ifnone(model, m), metrics=accuracy, cbs=cbs, path=Path.cwd())
 
 def test_export_opens_without_the_package(files):
-    learn = fit(vision(files, ContrastiveCallback(SimCLR(dim=8))))
+    learn = fit(vision(files, own_term()))
     learn.add_cb(At('after_epoch', lambda l: None)).remove_cb(At)
     img = files/'1'/'1.png'
     with quietly(learn): want = learn.predict(img)[2]
@@ -272,7 +315,7 @@ def test_export_opens_without_the_package(files):
 
 def test_a_term_alone_exports_without_the_package(files):
     dls = vision(files).dls
-    learn = fit(contrastive_learner(dls, 'xresnet18', SimCLR(dim=8), path=Path.cwd()))
+    learn = fit(alone(dls, 'xresnet18', views=None, path=Path.cwd()))
     with quietly(learn): want = learn.get_preds(dl=dls.test_dl([files/'1'/'1.png']))[0]
     learn.export('e.pkl')
     code = f"""
@@ -292,15 +335,16 @@ def test_a_term_alone_exports_without_the_package(files):
 
 def test_pickled_in_the_middle_of_a_fit_it_is_fastais():
     learn = make_learn(term())
-    fit(learn, cbs=At('after_train', lambda l: l.dls and setattr(l, 'copies', [pickle.loads(pickle.dumps(o)) for o in (l.simclr, l.metrics[-1])])))
-    cb,col = learn.copies
-    assert type(cb) is Callback and type(col) is ValueMetric and col.name=='simclr_loss' and col.value is None
+    fit(learn, cbs=At('after_train', lambda l: l.dls and setattr(l, 'copies', [pickle.loads(pickle.dumps(o)) for o in (term_of(l), *l.metrics[1:])])))
+    cb,*cols = learn.copies
+    assert type(cb) is Callback and [o.name for o in cols]==col_names(term_of(learn))
+    assert all(type(o) is ValueMetric and o.value is None for o in cols)
 
 # 5. Everything but training
 
 @pytest.fixture
-def twins(files):
-    learn = fit(vision(files, ContrastiveCallback(SimCLR(dim=8))))
+def twins(files, kind):
+    learn = fit(vision(files, own_term()))
     plain = vision(files)
     plain.model.load_state_dict(learn.model.state_dict())
     return learn,plain
@@ -331,11 +375,11 @@ def test_everything_but_training_is_unchanged(twins, files, ask):
 def test_nested_in_a_fit_the_columns_stay(ask):
     names,vals = [],[]
     def _ask(l): names.append(list(l.recorder.metric_names)); vals.append(len(getattr(l, ask)())); names.append(list(l.recorder.metric_names))
-    fit(make_learn(term()), 2, cbs=At('after_epoch', _ask))
-    assert names==[['epoch','train_loss','valid_loss','accuracy','simclr_loss','time']]*2 and len(vals)==1
+    fit(make_learn(cb:=term()), 2, cbs=At('after_epoch', _ask))
+    assert names==[['epoch','train_loss','valid_loss','accuracy',*col_names(cb),'time']]*2 and len(vals)==1
 
 def test_validating_inside_a_fit_changes_no_weights():
-    res = [ws(fit(make_learn(term(objective=Seeded(dim=8))), 2, cbs=cbs).model) for cbs in (None, At('after_epoch', lambda l: l.validate()))]
+    res = [ws(fit(make_learn(term(seeded=True, fixed=True)), 2, cbs=cbs).model) for cbs in (None, At('after_epoch', lambda l: l.validate()))]
     assert same(*res)
 
 # 6. Other callbacks
@@ -343,38 +387,46 @@ def test_validating_inside_a_fit_changes_no_weights():
 @pytest.mark.parametrize('mix', [MixUp, CutMix])
 def test_views_come_from_clean_images(mix):
     seen = []
-    def _views(x): seen.append(x.clone()); return two_views(x)
-    learn = make_learn(term(views=_views))
+    learn = make_learn(seeing(seen))
     fit(learn, cbs=mix(.9))
-    assert same([o.as_subclass(Tensor) for o in seen], [b[0].as_subclass(Tensor) for b in learn.dls.train])
+    assert same(seen, [b[0].as_subclass(Tensor) for b in learn.dls.train])
 
-def by_hand(learn, obj, batches, w):
-    "Gradients of the mean of the batches' losses"
+def turned(x):
+    "Quarter turns as a `fixed` rotation draws them"
+    k = same_draws(torch.randint)(4, (len(x),))
+    return torch.stack([torch.rot90(o, int(i), (1,2)) for o,i in zip(x,k)]),k
+
+def term_by_hand(body, cb, x):
+    "The term, without anything of the callback's but its heads"
+    if is_pretext():
+        x,k = turned(x)
+        return F.cross_entropy(cb.module['head'](body(x).mean((2,3))), k)
+    return cb.objective.loss(cb.objective.projector(body(torch.cat(two_views(x))).mean((2,3))).chunk(2), None, None)
+
+def by_hand(learn, cb, batches, w):
+    "Weights after a step down the gradient of the mean of the batches' losses"
     loss = 0
     for x,y in batches:
         x,y = x.as_subclass(Tensor),y.as_subclass(Tensor)
-        f = learn.model[0](torch.cat(two_views(x))).mean((2,3))
-        loss = loss + (F.cross_entropy(learn.model(x), y) + w*obj.loss(obj.projector(f).chunk(2), None, None))/len(batches)
-    ps = [*learn.model.parameters(), *obj.parameters()]
+        loss = loss + (F.cross_entropy(learn.model(x), y) + w*term_by_hand(learn.model[0], cb, x))/len(batches)
+    ps = [*learn.model.parameters(), *cb.module.parameters()]
     return [p.detach()-.1*g for p,g in zip(ps, torch.autograd.grad(loss, ps))]
 
 def test_gradient_accumulation_scales_the_term_like_the_loss():
-    cb = term(.5, objective=built())
+    cb = term(.5, ready=True, fixed=True)
     learn = make_learn(cb, dls=make_dls(n=16), model=pooled(plain_body()), opt_func=SGD)
-    want = by_hand(learn, cb.objective, list(learn.dls.train), .5)
+    want = by_hand(learn, cb, list(learn.dls.train), .5)
     fit(learn, 1, 'fit', .1, wd=0., cbs=GradientAccumulation(16))
     for p,o in zip([*learn.model.parameters(), *cb.heads], want): assert torch.allclose(p, o, atol=1e-6)
 
 def test_a_step_whose_last_batch_is_passed_over_is_still_the_terms():
-    "Accumulated: the heads step by what the other batches gave, and the teacher follows once"
-    steps = []
-    class Counts(SimCLR):
-        def after_step(self, encoder): steps.append(head_ws(cb)); super().after_step(encoder)
-    cb = term(objective=built(Counts(dim=8)))
+    "Accumulated: the heads step by what the other batches gave, and the teacher, where there is one, follows once"
+    steps,cb = [],term(ready=True)
+    o,k = (cb,'follow') if is_pretext() else (cb.objective,'after_step')
+    setattr(o, k, lambda *args, f=getattr(o, k): (steps.append(head_ws(cb)), f(*args)))
     was = head_ws(cb)
     fit(make_learn(cb, dls=make_dls(n=9), model=pooled(plain_body()), opt_func=SGD), 1, 'fit', .1, cbs=GradientAccumulation(9))
     assert len(steps)==1 and not torch.equal(was, steps[0]) and all(p.grad is None or not p.grad.any() for p in cb.heads)
-    del Objective.registry['counts']
 
 class CPUMixed(MixedPrecision):
     "fastai's mixed precision, on the CPU"
@@ -392,28 +444,40 @@ class Dtypes(SimCLR):
     def loss(self, z, t, y):
         self.seen += [z[0].dtype, (z[0]@z[1].T).dtype]
         return super().loss(z, t, y)
+del Objective.registry['dtypes']
 
-def test_under_autocast_the_encoder_is_fast_and_the_objective_exact():
+class DtypesAsked(Rotation):
+    "As `Dtypes`, a task"
+    def head(self, encoder):
+        m = super().head(encoder)
+        m.register_forward_pre_hook(lambda m, x: Dtypes.seen.append(x[0].dtype))
+        return m
+    def loss_func(self, pred, y):
+        Dtypes.seen.extend([pred.dtype, (pred@pred.T).dtype])
+        return F.cross_entropy(pred, y)
+del PretextTask.registry['dtypes_asked']
+
+def test_under_autocast_the_encoder_is_fast_and_the_loss_exact():
     Dtypes.seen.clear()
-    learn = fit(make_learn(term(objective=Dtypes(dim=8))), cbs=CPUMixed())
+    learn = fit(make_learn(PretextTerm(DtypesAsked()) if is_pretext() else term(objective=Dtypes(dim=8))), cbs=CPUMixed())
     assert Dtypes.seen==[torch.bfloat16, torch.float32, torch.float32]*len(learn.dls.train)
 
 def test_a_gradient_scaler_unscales_the_heads():
     res = []
     for cbs in (None, CPUMixed(torch.float32)):
-        cb = term(objective=Seeded(dim=8))
+        cb = term(seeded=True)
         learn = fit(make_learn(cb, opt_func=SGD), 1, 'fit', .1, cbs=cbs)
         res.append(torch.cat([ws(learn.model), head_ws(cb)]))
     assert torch.allclose(*res, atol=1e-5)
 
-def all_grads(l, *cbs): return [p.grad.clone() for m in (l.model, *[c.objective for c in cbs]) for p in m.parameters()]
+def all_grads(l, *cbs): return [p.grad.clone() for m in (l.model, *[c.module for c in cbs]) for p in m.parameters()]
 
 def test_gradient_clip():
     "One norm over all that steps: the model and the heads of every term"
     res = []
     for clip in ([], [GradientClip(.1)]):
         set_seed(1)
-        cbs = [term(100., objective=built()), term(50., objective=built(), name='again')]
+        cbs = [term(100., ready=True), term(50., ready=True, name='again')]
         learn = make_learn(cbs)
         fit(learn, cbs=[*clip, At('before_step', lambda l: res.append(all_grads(l, *cbs)), order=50)])
         check_clean(learn)
@@ -432,12 +496,12 @@ def test_channels_last():
     learn = make_learn(term())
     learn.model[0].register_forward_pre_hook(lambda m,x: formats.append(x[0].is_contiguous(memory_format=torch.channels_last)) if m.training else None)
     fit(learn, cbs=[ChannelsLast(), At('before_batch', lambda l: setattr(l, 'xb', (l.xb[0].contiguous(memory_format=torch.channels_last),)), order=-9)])
-    assert formats[:2]==[True,True] # the task's pass, then the views'
+    assert formats[:2]==[True,True] # the task's pass, then the term's
 
 def test_compiled_model():
-    cb = term(objective=built())
+    cb = term(ready=True)
+    plain = fit(make_learn(deepcopy(cb)))
     learn = make_learn(cb)
-    plain = fit(make_learn(term(objective=deepcopy(cb.objective))))
     m = learn.model
     learn.model = torch.compile(m, backend='eager')
     was = head_ws(cb)
@@ -445,7 +509,7 @@ def test_compiled_model():
     assert not torch.equal(was, head_ws(cb)) and torch.allclose(ws(m), ws(plain.model), atol=1e-5)
 
 def test_frozen_encoder_stays_and_heads_train():
-    cb = term(objective=built())
+    cb = term(ready=True)
     learn = make_learn(cb, splitter=two_groups, train_bn=False)
     learn.freeze()
     was,heads = ws(nn.ModuleList([o for o in learn.model[0].modules() if isinstance(o, nn.Conv2d)])),head_ws(cb)
@@ -467,8 +531,8 @@ def test_at_lr_0_only_asked_for_statistics_move(update_bn):
     if not update_bn:
         with quietly(learn), quietly(plain): assert same(learn.get_preds(), plain.get_preds())
 
-def test_alone_the_statistics_follow_the_views():
-    learn = contrastive_learner(make_dls(), body(), SimCLR(dim=8), views=two_views)
+def test_alone_the_statistics_follow_the_term():
+    learn = alone()
     was = bn_stats(learn.model)
     fit(learn, 1, 'fit', 0.)
     assert not torch.equal(was, bn_stats(learn.model))
@@ -481,34 +545,36 @@ def test_frozen_stats_puts_back_what_was_on():
 # 9. Unlabelled, small and weightless
 
 def test_unlabelled_batches_train():
-    learn = contrastive_learner(make_dls(labelled=False), body(), SimCLR(dim=8), views=two_views)
+    learn = alone(make_dls(labelled=False), norms=True)
     was = ws(learn.model)
     fit(learn, 3, 'fit', 1e-2)
     assert not torch.equal(was, ws(learn.model)) and learn.recorder.values[-1][0]<learn.recorder.values[0][0]
 
 def test_unlabelled_batches_train_beside_a_task():
-    cb = term(objective=built())
+    cb = term(ready=True, norms=True)
     set_seed(0)
     learn = pretext_learner(make_dls(labelled=False), body(), Rotation(), cbs=cb)
     was = head_ws(cb)
     fit(learn)
     assert not torch.equal(was, head_ws(cb))
 
-@pytest.mark.parametrize('alone', [False,True])
-def test_a_last_batch_of_one_is_passed_over(alone):
-    sizes,dls = [],make_dls(n=17, n_valid=9)
-    def _views(x): sizes.append(len(x)); return two_views(x)
-    obj = SimCLR(dim=8)
-    learn = contrastive_learner(dls, plain_body(), obj, views=_views) if alone else make_learn(term(views=_views), dls=dls, model=pooled(plain_body()))
+@pytest.mark.parametrize('is_alone', [False,True])
+def test_a_last_batch_of_one_is_passed_over(is_alone):
+    dls = make_dls(n=17, n_valid=9)
+    seen = []
+    cb = seeing(seen)
+    if is_alone: learn = Learner(dls, ViewsOnly(create_encoder(plain_body())), loss_func=TermOnly(), cbs=cb)
+    else: learn = make_learn(cb, dls=dls, model=pooled(plain_body()))
     fit(learn)
-    assert sizes==[8,8]+[8]*alone
-    assert len(learn.recorder.losses)==(2 if alone else 3) and np.isfinite(learn.recorder.values[-1]).all()
+    sizes = [len(o) for o in seen]
+    assert sizes==[8,8]+[8]*is_alone
+    assert len(learn.recorder.losses)==(2 if is_alone else 3) and np.isfinite(learn.recorder.values[-1]).all()
 
 def test_weight_0_is_no_callback_at_all():
     def _states(): return torch.get_rng_state(),np.random.get_state()[1].tolist(),random.getstate()
     model = lambda: pooled(nn.Sequential(ConvLayer(3, 8, stride=2), nn.Dropout(.3), ConvLayer(8, 12, stride=2)))
     res = []
-    for cbs in (None, ContrastiveCallback(SimCLR(dim=8), weight=0), ContrastiveCallback(SimCLR(dim=8), weight=lambda p: 0.)):
+    for cbs in (None, own_term(0), own_term(lambda p: 0.)):
         set_seed(7)
         learn = fit(make_learn(cbs, dls=make_dls(shuffle=True), model=model()), 2)
         res.append((ws(learn.model), _states(), learn.recorder.losses[-1].clone(), [o[:3] for o in learn.recorder.values], state_of(learn.opt)))
@@ -522,27 +588,21 @@ def test_losses_stay_the_tasks():
         learn = fit(make_learn(term(w)), 1, 'fit', 0.)
         seen[w],names = learn.recorder.values[-1],learn.recorder.metric_names
     assert same(list(seen[0.][:3]), list(seen[2.][:3]))
-    assert names==['epoch','train_loss','valid_loss','accuracy','simclr_loss','time']
-    assert np.isnan(seen[0.][3]) and seen[2.][3]>0
+    assert names==['epoch','train_loss','valid_loss','accuracy',*col_names(term()),'time']
+    assert np.isnan(seen[0.][3:]).all() and (np.array(seen[2.][3:])>0).all()
 
 def test_the_column_is_the_mean_of_the_term_over_images():
-    vals,cb = [],term(objective=built())
-    f = cb.objective.loss
-    def _loss(*args): vals.append(f(*args)); return vals[-1]
-    cb.objective.loss = _loss
+    cb = term(ready=True)
+    vals = spy(cb)
     learn = fit(make_learn(cb, dls=make_dls(n=20)), 2)
     want = [sum(v*n for v,n in zip(vals[i:i+3], (8,8,4)))/20 for i in (0,3)]
-    assert np.allclose([o[-1] for o in learn.recorder.values], [o.item() for o in want])
+    assert np.allclose([col(learn, cb.column, i) for i in range(2)], [o.item() for o in want])
 
 def test_alone_the_term_is_the_loss():
-    learn = contrastive_learner(make_dls(), body(), SimCLR(dim=8))
-    vals = []
-    cb = next(o for o in learn.cbs if isinstance(o, ContrastiveCallback))
-    f = cb.objective.loss
-    def _loss(*args): vals.append(f(*args)); return vals[-1]
-    cb.objective.loss = _loss
+    learn = alone(views=None)
+    vals = spy(term_of(learn))
     fit(learn)
-    assert learn.recorder.metric_names==['epoch','train_loss','valid_loss','time']
+    assert learn.recorder.metric_names==['epoch','train_loss','valid_loss',*col_names(term_of(learn))[1:],'time']
     assert np.allclose([float(o) for o in learn.recorder.losses], _smooth(vals[:3]), atol=1e-5)
     assert np.isclose(learn.recorder.values[-1][1], np.mean([vals[3].item()*8, vals[4].item()*4])/6)
 
@@ -553,8 +613,8 @@ def _smooth(vals, beta=.98):
         res.append(m/(1-beta**(i+1)))
     return res
 
-def test_alone_validation_draws_the_same_views_each_time():
-    learn = contrastive_learner(make_dls(), body(), SimCLR(dim=8))
+def test_alone_validation_draws_the_same_each_time():
+    learn = alone(views=None, ready=True)
     with quietly(learn):
         first = list(learn.validate())
         torch.randn(3)
@@ -568,35 +628,32 @@ def test_alone_validation_draws_the_same_views_each_time():
         assert torch.equal(rng, torch.get_rng_state())
 
 def test_alone_predictions_are_features():
-    learn = fit(contrastive_learner(make_dls(), body(), SimCLR(dim=8), views=two_views))
+    learn = fit(alone())
     with quietly(learn): pred,y = learn.get_preds()
     x = torch.stack([o[0] for o in learn.dls.valid_ds]).as_subclass(Tensor)
     with torch.no_grad(): assert torch.allclose(pred, learn.model[0].eval()(x), atol=1e-5) and len(y)==12
 
-@pytest.mark.parametrize('alone', [False,True])
-def test_a_term_that_is_not_finite_stops_the_run(alone):
-    class Broken(SimCLR):
-        def loss(self, z, t, y): return super().loss(z, t, y)*(np.nan if self.training else 1)
-    kw = dict(cbs=TerminateOnNaNCallback())
-    learn = contrastive_learner(make_dls(), body(), Broken(dim=8), views=two_views, **kw) if alone else make_learn([term(objective=Broken(dim=8)), kw['cbs']])
-    fit(learn, 3)
+@pytest.mark.parametrize('is_alone', [False,True])
+def test_a_term_that_is_not_finite_stops_the_run(is_alone):
+    learn = alone() if is_alone else make_learn(term())
+    spy(cb:=term_of(learn), lambda l: l*(np.nan if cb.module.training else 1))
+    fit(learn, 3, cbs=TerminateOnNaNCallback())
     assert len(learn.recorder.losses)<=1 and len(learn.recorder.values)==0
-    del Objective.registry['broken']
 
 def test_train_metrics_show_the_column_once_filled():
     learn = make_learn(term())
     learn.recorder.train_metrics = True
     fit(learn)
     vals = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
-    assert vals['train_simclr_loss']>0 and np.isnan(vals['valid_simclr_loss'])
+    assert all(vals[f'train_{o}']>0 and np.isnan(vals[f'valid_{o}']) for o in col_names(term_of(learn)))
 
 # Weight, second loader, several terms
 
 @pytest.mark.parametrize('w', [.5,3.])
 def test_weight_multiplies_the_terms_gradient(w):
-    cb = term(w, objective=built())
+    cb = term(w, ready=True, fixed=True)
     learn = make_learn(cb, dls=make_dls(n=8), model=pooled(plain_body()), opt_func=SGD)
-    want = by_hand(learn, cb.objective, list(learn.dls.train), w)
+    want = by_hand(learn, cb, list(learn.dls.train), w)
     fit(learn, 1, 'fit', .1, wd=0.)
     for p,o in zip([*learn.model.parameters(), *cb.heads], want): assert torch.allclose(p, o, atol=1e-6)
 
@@ -609,9 +666,7 @@ def test_weight_schedule_follows_the_runs_share():
         order = -4
         def after_loss(self):
             if self.training: grads.append((self.learn.loss_grad-self.learn.loss).item()); ws_.append(self.pct_train)
-    vals,f = [],cb.objective.loss
-    def _loss(*args): vals.append(f(*args)); return vals[-1]
-    cb.objective.loss = _loss
+    vals = spy(cb)
     fit(learn, 2, cbs=See())
     assert grads[0]==0 and len(vals)==5
     assert np.allclose(grads[1:], [(1-np.cos(np.pi*p))/2*v.item() for p,v in zip(ws_[1:], vals)], atol=1e-5)
@@ -619,11 +674,10 @@ def test_weight_schedule_follows_the_runs_share():
 def test_a_second_loader_feeds_the_term():
     "Unlabelled, of another batch size, and shorter: it starts again"
     extra,seen = make_dls(n=10, bs=5, labelled=False).valid.new(bs=6),[]
-    def _views(x): seen.append(x.clone().as_subclass(Tensor)); return two_views(x)
-    learn = fit(make_learn(term(views=_views, dl=extra)))
+    learn = fit(make_learn(seeing(seen, dl=extra)))
     bs = [b[0].as_subclass(Tensor) for b in extra]
     assert same(seen, [bs[0],bs[1],bs[0]]) and [len(o) for o in seen]==[6,6,6]
-    assert learn.recorder.values[-1][-1]>0
+    assert col(learn, term_of(learn).column)>0
 
 def test_a_second_loader_gives_no_labels_and_may_be_torchs():
     class Ys(SimCLR):
@@ -651,7 +705,7 @@ def test_second_loaders_that_cannot_be():
 def test_dataloaders_as_second_loader():
     dls = make_dls(labelled=False)
     cb = term(dl=dls)
-    assert cb.dl is dls.train and np.isfinite(fit(make_learn(cb)).recorder.values[-1][-1])
+    assert cb.dl is dls.train and np.isfinite(fit(make_learn(cb)).recorder.values[-1]).all()
 
 def norm(m, s): return [Normalize.from_stats([m]*3, [s]*3, cuda=False)]
 
@@ -662,18 +716,19 @@ class Sees(SimCLR):
         return super().forward(encoder, views, y)
 del Objective.registry['sees']
 
-@pytest.mark.parametrize('own,other', [((.5,.5),(.1,.2)), (None,(.1,.2)), ((.5,.5),None)])
-@pytest.mark.parametrize('views', [None,two_views])
-def test_two_normalisations_in_one_run(own, other, views):
+@grid(stats=[((.5,.5),(.1,.2)), (None,(.1,.2)), ((.5,.5),None)], views=[None,two_views])
+def test_two_normalisations_in_one_run(stats, views):
     "The term's images are brought to what the learner's have, and that is said"
     mk = lambda o: make_dls(after_batch=norm(*o) if o else None)
-    seen = {}
+    (own,other),seen = stats,{}
     for o in (own,other):
-        cb = term(views=views and (lambda x: [x, x]) or Views(n=2, scale=None, p_flip=0, p_jitter=0, p_grey=0, p_blur=0), objective=Sees(dim=8), dl=mk(o))
+        views_ = views and (lambda x: [x, x]) or Views(n=2, scale=None, p_flip=0, p_jitter=0, p_grey=0, p_blur=0)
+        cb = seeing(given:=[], dl=mk(o)) if is_pretext() else term(views=views_, objective=Sees(dim=8), dl=mk(o))
         learn = make_learn(cb, mk(own))
-        with (pytest.warns(UserWarning, match="simclr|sees's second loader and the Learner are normalised in two ways.*brought to the latter")
+        with (pytest.warns(UserWarning, match=f"{cb.name}'s second loader and the Learner are normalised in two ways.*brought to the latter")
               if o!=own else nullcontext()): fit(learn)
-        seen[o] = cb.objective.seen
+        seen[o] = given if is_pretext() else cb.objective.seen
+        assert len(seen[o])
     assert all(torch.allclose(a, b, atol=1e-5) for a,b in zip(*seen.values()))
 
 def torch_dl(n=16, f=noop, **kwargs):
@@ -681,8 +736,13 @@ def torch_dl(n=16, f=noop, **kwargs):
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(f(x),y), **{'batch_size':8, **kwargs})
 
 def test_torch_loaders():
-    "As the learner's and as the second: in 0-1 as they are, else with views that are told"
+    "As the learner's and as the second: in 0-1 as they are, else with views that are told; a question asks of any numbers"
     far = lambda x: (x-.5)/.1
+    if is_pretext():
+        for f in (noop,far):
+            assert np.isfinite(fit(make_learn(term(), DataLoaders(torch_dl(f=f), torch_dl(8, f=f)))).recorder.values[-1]).all()
+            assert np.isfinite(fit(make_learn(term(dl=torch_dl(f=f)))).recorder.values[-1]).all()
+        return
     told = Views(mean=(.5,)*3, std=(.1,)*3)
     for f,views in ((noop,None), (noop,Views()), (far,told)):
         learn = make_learn(term(views=views), DataLoaders(torch_dl(f=f), torch_dl(8, f=f)))
@@ -704,40 +764,41 @@ def test_a_data_set_that_has_normalised_its_images():
 
 empties = dict(fastai=lambda: make_dls(n=5, bs=8, drop_last=True), torch=lambda: DataLoaders(torch_dl(5, drop_last=True), torch_dl(8)))
 
-@pytest.mark.parametrize('kind', empties)
-def test_a_training_loader_without_a_batch(kind):
-    dls,msg = empties[kind](),'the training loader is empty: it has 5 images, bs=8, and drops a last batch'
+@pytest.mark.parametrize('loader', empties)
+def test_a_training_loader_without_a_batch(loader):
+    dls,msg = empties[loader](),'the training loader is empty: it has 5 images, bs=8, and drops a last batch'
     learn = make_learn(term(), dls)
     with pytest.raises(ValueError, match=msg): fit(learn)
     assert learn.opt is None or not hasattr(learn, 'smooth_loss')
-    with pytest.raises(ValueError, match=msg): contrastive_learner(dls, body(), SimCLR(dim=8))
+    with pytest.raises(ValueError, match=msg): fit(alone(dls)) if is_pretext() else alone(dls)
     with pytest.raises(ValueError, match=msg): finetune_learner(dls, body(), n_out=4, loss_func=CrossEntropyLossFlat())
     with pytest.raises(ValueError, match='second loader `dl` is empty: it has 5 images'): fit(make_learn(term(dl=dls)))
 
 def test_a_loader_without_a_length_is_taken_as_it_is():
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self): return iter(images(12)[0])
-    assert np.isfinite(fit(make_learn(term(dl=torch.utils.data.DataLoader(Stream(), batch_size=4)))).recorder.values[-1][-1])
+    assert np.isfinite(fit(make_learn(term(dl=torch.utils.data.DataLoader(Stream(), batch_size=4)))).recorder.values[-1]).all()
 
 # What monitors see
 
 @pytest.mark.parametrize('cb', [SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau])
 def test_monitors_take_lower_as_better(cb):
-    mon = cb(monitor='simclr_loss')
-    fit(make_learn(term(), path=Path.cwd()), 2, cbs=mon)
+    mon = cb(monitor=(t:=term()).column)
+    fit(make_learn(t, path=Path.cwd()), 2, cbs=mon)
     assert mon.comp is np.less and np.isfinite(mon.best)
 
 def test_a_column_without_a_number_is_nan():
     "For an epoch of weight 0: what compares numbers goes on"
-    learn = make_learn(term(lambda p: float(p>=.5)), path=Path.cwd())
-    fit(learn, 2, cbs=[SaveModelCallback(monitor='simclr_loss'), EarlyStoppingCallback(monitor='simclr_loss', patience=5), CSVLogger()])
-    vals = [o[-1] for o in learn.recorder.values]
-    assert math.isnan(vals[0]) and vals[1]>0 and all(isinstance(o, float) for o in vals)
-    assert pd.read_csv('history.csv').simclr_loss.isna().tolist()==[True,False]
+    learn = make_learn(cb:=term(lambda p: float(p>=.5)), path=Path.cwd())
+    fit(learn, 2, cbs=[SaveModelCallback(monitor=cb.column), EarlyStoppingCallback(monitor=cb.column, patience=5), CSVLogger()])
+    for name in col_names(cb):
+        vals = [col(learn, name, i) for i in range(2)]
+        assert math.isnan(vals[0]) and vals[1]>0 and all(isinstance(o, float) for o in vals)
+        assert pd.read_csv('history.csv')[name].isna().tolist()==[True,False]
 
 def test_the_name_of_the_attribute_is_not_the_columns():
     learn = fit(make_learn(term(name='a')))
-    assert learn.a.column=='a_loss' and learn.recorder.metric_names[-2]=='a_loss'
+    assert learn.a.column=='a_loss' and learn.recorder.metric_names[4]=='a_loss'
 
 # Somebody else's before_fit
 
@@ -746,21 +807,20 @@ class Raises(Callback):
     def before_fit(self):
         if not self.learn.lock.locked(): raise RuntimeError('no')
 
-@pytest.mark.parametrize('order', [-9,0,49,51,61,1000])
-@pytest.mark.parametrize('how', ['attached','fit'])
+@grid(order=[-9,0,49,51,61,1000], how=['attached','fit'])
 def test_a_before_fit_that_raises_leaves_nothing(order, how):
-    learn = make_learn(term(objective=built()) if how=='attached' else None)
+    learn = make_learn(term(ready=True) if how=='attached' else None)
     learn.create_opt()
     for kw in ({}, dict(cbs=None)):
-        with pytest.raises(RuntimeError): fit(learn, cbs=[Raises(order)]+([term(objective=built())] if how=='fit' else []))
+        with pytest.raises(RuntimeError): fit(learn, cbs=[Raises(order)]+([term(ready=True)] if how=='fit' else []))
         check_clean(learn)
     with quietly(learn): assert len(learn.validate())==2
     fit(learn)
     check_clean(learn)
 
 def test_a_misspelt_monitor_leaves_nothing():
-    learn = make_learn(term())
-    with pytest.raises(Exception): fit(learn, cbs=SaveModelCallback(monitor='simclr'))
+    learn = make_learn(cb:=term())
+    with pytest.raises(Exception): fit(learn, cbs=SaveModelCallback(monitor=cb.name))
     assert [m.name for m in learn.metrics]==['accuracy']
 
 # One Learner, one name
@@ -768,11 +828,11 @@ def test_a_misspelt_monitor_leaves_nothing():
 def test_a_callback_in_two_learners():
     cb = term()
     first = make_learn(cb)
-    with pytest.raises(ValueError, match=r'in another Learner already.*make a new one, or call remove_cb\(learn.simclr\)'): make_learn(cb)
+    with pytest.raises(ValueError, match=fr'in another Learner already.*make a new one, or call remove_cb\(learn.{cb.name}\)'): make_learn(cb)
     second = make_learn()
     with pytest.raises(ValueError, match='in another Learner already'): second.add_cb(cb)
     with pytest.raises(ValueError, match='in another Learner already'): fit(second, cbs=cb)
-    assert cb.learn is first and not hasattr(second, 'simclr') and len(second.cbs)==len(make_learn().cbs)
+    assert cb.learn is first and not hasattr(second, cb.name) and len(second.cbs)==len(make_learn().cbs)
     first.remove_cb(cb)
     fit(second, cbs=cb)
 
@@ -811,15 +871,22 @@ def test_callbacks_come_and_go_together():
     learn.add_cb(cb)
     with learn.removed_cbs(cb): assert kinds()==was
     fit(learn)
-    learn.remove_cb(ContrastiveCallback)
+    learn.remove_cb(type(cb))
     assert kinds()==was
+
+def test_before_any_fit_it_keeps_quiet():
+    "Of images without labels there is no loss; that is no concern of a term's"
+    learn = make_learn(term(), make_dls(labelled=False))
+    with quietly(learn):
+        assert learn.get_preds()[0].shape==(12,4)
+        learn.summary()
 
 # Hooks
 
 def test_hooks_see_the_tasks_pass_only():
     from fastai.callback.hook import ActivationStats
     res = []
-    for cbs in (None, term(objective=built())):
+    for cbs in (None, term(ready=True)):
         set_seed(7)
         m = pooled(plain_body())
         st = ActivationStats(modules=[o for o in m.modules() if isinstance(o, nn.Conv2d)])
@@ -827,10 +894,10 @@ def test_hooks_see_the_tasks_pass_only():
         res.append(st.stats)
     assert same([list(o) for o in res[0]], [list(o) for o in res[1]])
 
-def test_alone_the_views_pass_is_what_hooks_see():
-    learn,seen = contrastive_learner(make_dls(), body(), SimCLR(dim=8), views=two_views),[]
-    with Hook(learn.model[0].body[0], lambda m,i,o: seen.append(len(o))): fit(learn)
-    assert 16 in seen
+def test_alone_the_terms_pass_is_what_hooks_see():
+    learn,seen = alone(),[]
+    with Hook(learn.model[0].body[0], lambda m,i,o: seen.append(len(o)) if m.training else None): fit(learn)
+    assert seen==[8 if is_pretext() else 16]*3
 
 def test_hooks_are_put_back():
     m = nn.Sequential(nn.Linear(2,2), nn.Linear(2,2))
@@ -845,7 +912,7 @@ def test_hooks_are_put_back():
 def test_a_unet_trains_as_without_the_terms_pass():
     "A DynamicUnet keeps its encoder's features by hooks; the term's pass at weight 1e-30 moves nothing of them"
     res = []
-    for cbs in (None, term(1e-30, objective=built(nf=12))):
+    for cbs in (None, term(1e-30, ready=True)):
         set_seed(0)
         ds = [(TensorImage(x), TensorMask((x[0]>.5).long())) for x in images(8, 32)[0]]
         dls = DataLoaders.from_dsets(ds, ds, bs=4, device='cpu', num_workers=0, shuffle=False)
@@ -858,35 +925,35 @@ def test_a_unet_trains_as_without_the_terms_pass():
 
 def test_fine_tune_runs_a_schedule_once():
     for freeze,n in ((1,3), (2,2), (0,2)):
-        pcts,objs = [],[]
+        pcts = []
         cb = term(lambda p: pcts.append(p) or 1.)
         learn = make_learn(cb, splitter=two_groups)
         for _ in range(2): # and again: a new training
-            pcts.clear(); objs.clear()
-            with quietly(learn): learn.fine_tune(n, freeze_epochs=freeze, cbs=At('after_batch', lambda l: objs.append(l.simclr.objective.pct_train), n=0))
+            pcts.clear()
+            with quietly(learn): learn.fine_tune(n, freeze_epochs=freeze)
             assert pcts[0]==0 and pcts==sorted(pcts) and .7<max(pcts)<1
             assert abs(pcts[2*3*freeze]-freeze/(freeze+n))<1e-6
         fit(learn)
-        assert learn.simclr._span[:2]==(0.,1.)
+        assert cb._span[:2]==(0.,1.)
 
 # Answers that a term alone cannot give
 
 def test_alone_what_asks_for_predictions_is_told():
-    learn = contrastive_learner(make_dls(), body(), SimCLR(dim=8), views=two_views)
+    learn = alone()
     with quietly(learn):
         for _ in range(2): # an error must not leave fastai's lock closed
             with pytest.raises(ValueError, match='with_loss: a term has no loss for each image'): learn.get_preds(with_loss=True)
             with pytest.raises(ValueError, match='predicts nothing'): learn.get_preds(with_decoded=True)
         assert learn.logger is noop and not learn.lock.locked()
     assert learn.logger is print
-    with pytest.raises(ValueError, match='accuracy: a term alone gives no predictions.*KNNMonitor'): contrastive_learner(make_dls(), body(), SimCLR(), metrics=accuracy)
+    with pytest.raises(ValueError, match='accuracy: a term alone gives no predictions.*KNNMonitor'): fit(alone(metrics=accuracy)) if is_pretext() else alone(metrics=accuracy)
     learn.metrics = [accuracy, Perplexity()]
     with pytest.raises(ValueError, match='accuracy: a term alone'): fit(learn)
 
 @pytest.mark.parametrize('labelled', [False,True])
 @pytest.mark.parametrize('mix', [MixUp, CutMix])
 def test_mixing_without_labels(mix, labelled):
-    learn = contrastive_learner(make_dls(labelled=labelled), body(), SimCLR(dim=8), views=two_views)
+    learn = alone(make_dls(labelled=labelled))
     with pytest.raises(ValueError, match=f'{mix.__name__} mixes labels'): fit(learn, cbs=mix(.4))
 
 def test_repr():
@@ -914,7 +981,7 @@ def test_learners_take_the_channels_of_the_images(c):
 
 def test_too_few_images():
     "Every batch would be passed over, and nothing trained"
-    with pytest.raises(ValueError, match='simclr needs batches of 2 images or more: the loader has 1 in all'): fit(make_learn(term(), make_dls(n=1, bs=8)))
+    with pytest.raises(ValueError, match=f'{term().name} needs batches of 2 images or more: the loader has 1 in all'): fit(make_learn(term(), make_dls(n=1, bs=8)))
     with pytest.raises(ValueError, match='the loader has 1 in all'): fit(make_learn(term(dl=make_dls(n=1, bs=8).train)))
 
 def test_views_of_a_size_that_the_encoder_cannot_take():
@@ -928,29 +995,36 @@ def test_views_of_a_size_that_the_encoder_cannot_take():
     with pytest.raises(ValueError, match=r'simclr failed on views of 16×16 and 20×20 pixels \(Input height \(16\) .* pass views='): fit(learn)
 
 def test_two_terms_in_one_learner():
-    a,b = term(objective=built()),term(.5, objective=built(), name='again')
+    a,b = term(ready=True),term(.5, ready=True, name='again')
     learn = make_learn([a,b])
     was = head_ws(a),head_ws(b)
     fit(learn)
     assert not torch.equal(was[0], head_ws(a)) and not torch.equal(was[1], head_ws(b))
-    assert learn.recorder.metric_names[-3:]==['simclr_loss','again_loss','time'] and learn.simclr is a and learn.again is b
+    assert learn.recorder.metric_names[4:]==[*col_names(a, b),'time'] and getattr(learn, a.name) is a and learn.again is b
     check_clean(learn)
 
 def test_two_terms_alone():
-    learn = contrastive_learner(make_dls(), body(), built(), views=two_views, cbs=term(objective=built(), name='b', update_bn=True))
-    was = head_ws(learn.simclr),head_ws(learn.b)
+    learn = alone(ready=True, cbs=term(ready=True, name='b', update_bn=True))
+    a = term_of(learn)
+    was = head_ws(a),head_ws(learn.b)
     fit(learn)
-    assert not torch.equal(was[0], head_ws(learn.simclr)) and not torch.equal(was[1], head_ws(learn.b))
-    v = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
-    assert v['simclr_loss']>0 and v['b_loss']>0
+    assert not torch.equal(was[0], head_ws(a)) and not torch.equal(was[1], head_ws(learn.b))
+    for o in col_names(a, learn.b): assert col(learn, o)>0 or ('accuracy' in o and col(learn, o)==0)
+
+def test_alone_a_term_without_weight_does_not_keep_the_others_from_training():
+    learn = alone(ready=True, cbs=term(lambda p: float(p>=.5), ready=True, name='later'))
+    was,heads = ws(learn.model),head_ws(learn.later)
+    fit(learn, cbs=At('after_step', lambda l: (was.copy_(ws(l.model)-was), heads.copy_(head_ws(l.later)-heads))))
+    assert was.any() and not heads.any()
+    fit(learn, 2)
+    assert heads.shape==head_ws(learn.later).shape and math.isnan(col(learn, 'later_loss', 0)) and col(learn, 'later_loss')>0
 
 # State
 
-@each_opt
-@pytest.mark.parametrize('disk', [False,True])
+@grid(opt=opts, disk=[False,True])
 def test_three_steps_and_two_are_five(opt, disk):
     def _mk():
-        cb = term(objective=Seeded(dim=8))
+        cb = term(seeded=True, fixed=True, norms=True)
         return make_learn(cb, opt_func=opts[opt], path=Path.cwd()),cb
     def _run(learn, a, b):
         bs = list(learn.dls.train)
@@ -960,7 +1034,7 @@ def test_three_steps_and_two_are_five(opt, disk):
         learn.dls.loaders[0] = dl
     learn,cb = _mk()
     _run(learn, 0, 5)
-    want = ws(learn.model),head_ws(cb),ws(cb.objective)
+    want = ws(learn.model),head_ws(cb),ws(cb.module)
     l1,c1 = _mk()
     _run(l1, 0, 3)
     l1.save('three')
@@ -971,22 +1045,23 @@ def test_three_steps_and_two_are_five(opt, disk):
     c2.load_state_dict(sd)
     l2.load('three', with_opt=True, weights_only=False)
     _run(l2, 3, 5)
-    assert all(torch.allclose(a, b, atol=1e-6) for a,b in zip(want, (ws(l2.model), head_ws(c2), ws(c2.objective))))
+    assert all(torch.allclose(a, b, atol=1e-6) for a,b in zip(want, (ws(l2.model), head_ws(c2), ws(c2.module))))
 
 def test_state_of_another_callback_is_refused():
-    cb = fit(make_learn(term())).simclr
-    with pytest.raises(ValueError, match="'simclr', the callback is 'x'"): term(name='x').load_state_dict(cb.state_dict())
+    cb = term_of(fit(make_learn(term())))
+    with pytest.raises(ValueError, match=f"'{cb.name}', the callback is 'x'"): term(name='x').load_state_dict(cb.state_dict())
     sd = cb.state_dict()
     sd['opt']['state'].pop()
-    with pytest.raises(ValueError, match='4 head parameters does not fit 5'): term().load_state_dict(sd)
+    n = len(cb.heads)
+    with pytest.raises(ValueError, match=f'{n-1} head parameters does not fit {n}'): term(ready=is_pretext()).load_state_dict(sd)
 
 def test_state_before_the_first_batch():
     a,b = term(),term()
     b.load_state_dict(a.state_dict())
-    assert b.objective.nf is None
+    assert not b.is_built
 
 def test_copies_train_apart():
-    cb = fit(make_learn(term())).simclr
+    cb = term_of(fit(make_learn(term())))
     c2 = deepcopy(cb)
     assert c2.learn is None and torch.equal(head_ws(cb), head_ws(c2)) and same(cb.loan.state_dict(cb.heads), c2.loan.state_dict(c2.heads))
     fit(make_learn(c2))
@@ -995,13 +1070,13 @@ def test_copies_train_apart():
 def test_a_copied_learner_trains_as_the_original():
     learn = fit(make_learn(term()))
     other = deepcopy(learn)
-    assert other.simclr.learn is other
-    assert torch.equal(ws(fit(learn).model), ws(fit(other).model)) and torch.equal(head_ws(learn.simclr), head_ws(other.simclr))
+    assert term_of(other).learn is other
+    assert torch.equal(ws(fit(learn).model), ws(fit(other).model)) and torch.equal(head_ws(term_of(learn)), head_ws(term_of(other)))
 
 def test_a_new_optimizer_starts_the_heads_momentum_anew():
     learn = fit(make_learn(term(), opt_func=Adam))
     fit(learn, reset_opt=True)
-    assert {s['step'] for s in learn.simclr.loan.state.values()}=={3}
+    assert {s['step'] for s in term_of(learn).loan.state.values()}=={3}
 
 # Objectives
 
@@ -1020,27 +1095,32 @@ def test_views_of_one_size_share_a_pass():
     (lambda: ContrastiveCallback(SimCLR),                       TypeError,  r'pass an instance, SimCLR\(\)'),
     (lambda: ContrastiveCallback('simcrl'),                     ValueError, "unknown objective 'simcrl'. Did you mean 'simclr'"),
     (lambda: ContrastiveCallback(3),                            TypeError,  'must be an Objective or its name: got int 3'),
-    (lambda: term(-.1),                                         ValueError, 'weight must be a number of 0 or more.*-0.1'),
-    (lambda: term(float('nan')),                                ValueError, 'weight must be'),
-    (lambda: term('1'),                                         ValueError, "weight must be.*'1'"),
     (lambda: term(views=3),                                     TypeError,  'views must be callable.*int'),
     (lambda: SimCLR(temp=0),                                    ValueError, 'temp must be above 0: got 0'),
-    (lambda: make_learn([term(), term()]),                      ValueError, "a callback called 'simclr' already: pass name="),
-    (lambda: make_learn(term(), model=Net()),                   ValueError, 'cannot find the encoder.*trunk, fc'),
-    (lambda: make_learn(term(encoder=lambda m: nn.Linear(1,1))), ValueError, 'is no part of Sequential'),
     (lambda: finetune_learner(make_dls(labelled=False), body()), ValueError, 'needs labelled DataLoaders'),
     (lambda: fit(make_learn(term(objective=Objective()))),      NotImplementedError, 'Objective has no loss'),
     (lambda: fit(make_learn(term(objective=built(nf=99)))),     ValueError, 'built for an encoder of width 99, this one has 12'),
 ])
-def test_bad_input_is_named(f, e, msg):
+def test_bad_objectives_are_named(f, e, msg):
     with pytest.raises(e, match=msg): f()
+
+@pytest.mark.parametrize('f, e, msg', [
+    (lambda: term(-.1),                                         ValueError, 'weight must be a number of 0 or more.*-0.1'),
+    (lambda: term(float('nan')),                                ValueError, 'weight must be'),
+    (lambda: term('1'),                                         ValueError, "weight must be.*'1'"),
+    (lambda: make_learn([term(), term()]),                      ValueError, "a callback called '{name}' already: pass name="),
+    (lambda: make_learn(term(), model=Net()),                   ValueError, 'cannot find the encoder.*trunk, fc'),
+    (lambda: make_learn(term(encoder=lambda m: nn.Linear(1,1))), ValueError, 'is no part of Sequential'),
+])
+def test_bad_input_is_named(f, e, msg):
+    with pytest.raises(e, match=msg.replace('{name}', term().name)): f()
 
 class Net(Module):
     def __init__(self): self.trunk,self.fc = plain_body(),nn.Linear(12,4)
     def forward(self, x): return self.fc(self.trunk(x).mean((2,3)))
 
 def test_encoder_can_be_picked():
-    cb = term(encoder=lambda m: m.trunk, objective=built())
+    cb = term(encoder=lambda m: m.trunk, ready=True)
     learn = make_learn(cb, model=Net())
     was = head_ws(cb)
     fit(learn)
@@ -1050,7 +1130,7 @@ def test_a_refused_callback_leaves_the_learner_usable():
     learn = make_learn(first:=term())
     with pytest.raises(ValueError): learn.add_cb(term())
     fit(learn)
-    assert learn.simclr is first and len(learn._grab_cbs(ContrastiveCallback))==1
+    assert getattr(learn, first.name) is first and len(learn._grab_cbs(TermCallback))==1
 
 # Fine-tuning
 

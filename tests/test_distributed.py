@@ -6,6 +6,7 @@ from fastai_contrastive.distributed import *
 from fastai_contrastive.heads import HeadNorm
 from fastai_contrastive.losses import nt_xent
 from fastai_contrastive.memory import Center
+from fastai_contrastive.term import *
 
 class Joined(Objective):
     "Negatives from both processes; no batch norm, whose statistics would be each process's own"
@@ -17,6 +18,27 @@ class Local(Joined):
     "Each process's own negatives"
     def loss(self, z, t, y): return nt_xent(*z, temp=.3)
 
+def turns(*args, weight=.5):
+    "Turns that the pixels tell, and a head that is drawn the same everywhere: two halves of a batch are asked what the batch is"
+    task = ByPixels()
+    task.head = same_draws(task.head)
+    return PretextTerm(task, weight)
+
+def terms(kind):
+    "Of each kind: one that is to equal one process on the joined batch, and one whose batch is each process's own"
+    if kind=='pretext': return dict(joined=turns, local=turns)
+    return {k:lambda o=o: term(.5, objective=o()) for k,o in dict(joined=Joined, local=Local).items()}
+
+def drawn(kind, seed):
+    "With a head that each process would draw differently, and batch norms"
+    if kind=='pretext':
+        task = question(norms=True)
+        task.head = lambda enc, f=task.head: (torch.manual_seed(seed), f(enc))[1]
+        return PretextTerm(task, .5, name='drawn')
+    class Drawn(SimCLR):
+        def build(self, nf): torch.manual_seed(seed); super().build(nf)
+    return term(.5, objective=Drawn(dim=8), name='drawn')
+
 class Seen(Callback):
     "Loss of each step"
     order = 40
@@ -24,17 +46,18 @@ class Seen(Callback):
     def after_loss(self):
         if self.training: self.got.append(self.learn.loss_grad.item())
 
-def run(obj, dls, epochs=1, alone=False, model=None, cbs=None):
+def run(cb, dls, epochs=1, alone=False, model=None, cbs=None):
     "Weights and losses of a few steps of SGD from the same start"
     set_seed(7)
     model = model or pooled(plain_body())
-    if alone: learn = contrastive_learner(dls, model[0], obj, views=two_views, opt_func=SGD)
-    else: learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=term(.5, objective=obj), opt_func=SGD)
-    cb = next(o for o in learn.cbs if isinstance(o, ContrastiveCallback))
+    if alone and isinstance(cb, ContrastiveCallback): learn = contrastive_learner(dls, model[0], cb.objective, views=two_views, opt_func=SGD)
+    elif alone: learn = Learner(dls, ViewsOnly(create_encoder(model[0])), loss_func=TermOnly(), cbs=cb, opt_func=SGD)
+    else: learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=cb, opt_func=SGD)
+    cb = term_of(learn)
     kind = type(learn.model)
     with quietly(learn): learn.fit(epochs, .2, cbs=[seen:=Seen(), *L(cbs)])
     assert type(learn.model) is kind and opt_ids(learn.opt)==[[id(p) for p in learn.model.parameters()]]
-    return dict(model=torch.cat([p.detach().flatten() for p in learn.model.parameters()]), heads=head_ws(cb), losses=seen.got, sd=cb.state_dict())
+    return dict(model=torch.cat([p.detach().flatten() for p in learn.model.parameters()]), heads=head_ws(cb), losses=seen.got, sd=cb.state_dict(), weight=cb.history.weight.tolist())
 
 def _broadcast(self, t, rank):
     t = torch.LongTensor(t)
@@ -64,13 +87,13 @@ def _worker(n, path):
     # fastai sends the indices by way of a GPU
     DistributedDL._broadcast = _broadcast
     def _ddp(*args, **kwargs): return run(*args, cbs=DistributedTrainer(sync_bn=False, cpu=True), **kwargs)
-    res = dict(joined=_ddp(Joined(), make_dls(n=16, bs=8), 4), alone=_ddp(Joined(), make_dls(n=16, bs=8), 4, alone=True), local=_ddp(Local(), make_dls(n=16, bs=8)))
-    # Batch norm, and heads that each process would draw differently
-    model = pooled()
-    for p in model.parameters(): dist.broadcast(p.data, 0)
-    class Drawn(SimCLR):
-        def build(self, nf): torch.manual_seed(n); super().build(nf)
-    res['drawn'] = _ddp(Drawn(dim=8), make_dls(n=48, bs=8), 2, model=model)
+    res,mk = {},partial(make_dls, n=16, bs=8)
+    for k in kinds:
+        t,model = terms(k),pooled()
+        for p in model.parameters(): dist.broadcast(p.data, 0)
+        res[k] = dict(joined=_ddp(t['joined'](), mk(), 4), alone=_ddp(t['joined'](), mk(), 4, alone=True), local=_ddp(t['local'](), mk()),
+            drawn=_ddp(drawn(k, n), make_dls(n=48, bs=8), 2, model=model))
+    res['balanced'] = _ddp(turns(weight=Balanced(.7, 2, .5)), mk(), 4)
     x = torch.arange(6.).view(3,2) if n==0 else torch.arange(6., 10.).view(2,2)
     g = gather(x.requires_grad_())
     (g*torch.arange(10.).view(5,2)*(n+1)).sum().backward()
@@ -101,33 +124,46 @@ def test_norm_and_center_of_unequal_batches(two):
     for k in ('w','b'): assert torch.allclose(a[k]+b[k], one[k], atol=1e-5), k
     for k in ('mean','var','seen','center'): assert torch.allclose(a[k], one[k], rtol=1e-5) and torch.equal(a[k], b[k]), k
 
+each_kind = pytest.mark.parametrize('kind', kinds)
+
+@each_kind
 @pytest.mark.parametrize('what', ['joined','alone','local','drawn'])
-def test_same_weights_on_both(two, what):
-    a,b = (o[what] for o in two)
+def test_same_weights_on_both(two, what, kind):
+    a,b = (o[kind][what] for o in two)
     assert torch.allclose(a['model'], b['model'], atol=1e-7) and torch.allclose(a['heads'], b['heads'], atol=1e-7)
 
+@each_kind
 @pytest.mark.parametrize('alone', [False,True])
-def test_gathered_negatives_are_one_process_with_the_joined_batch(two, alone):
-    one = run(Joined(), make_dls(n=16, bs=16), 4, alone=alone)
-    a,b = (o['alone' if alone else 'joined'] for o in two)
-    # The task's loss is each half's own, the term is the joined batch's on both
+def test_two_processes_are_one_with_the_joined_batch(two, alone, kind):
+    "For a contrastive term by gathered negatives"
+    one = run(terms(kind)['joined'](), make_dls(n=16, bs=16), 4, alone=alone)
+    a,b = (o[kind]['alone' if alone else 'joined'] for o in two)
+    # The task's loss is each half's own, and so is a question's; a contrastive term is the joined batch's on both
     assert np.allclose([(i+j)/2 for i,j in zip(a['losses'], b['losses'])], one['losses'], atol=1e-5)
-    if alone: assert np.allclose(a['losses'], b['losses'], atol=1e-6)
+    if alone and kind=='contrastive': assert np.allclose(a['losses'], b['losses'], atol=1e-6)
     assert len(one['losses'])==4 and one['losses'][-1]<one['losses'][0]
     assert torch.allclose(a['model'], one['model'], atol=1e-5) and torch.allclose(a['heads'], one['heads'], atol=1e-5)
 
-def test_gradient_is_the_mean_of_single_processes(two):
+def test_a_balanced_weight_is_that_of_the_joined_batch(two):
+    one = run(turns(weight=Balanced(.7, 2, .5)), make_dls(n=16, bs=16), 4)
+    a,b = (o['balanced'] for o in two)
+    assert a['weight']==b['weight'] and len(set(a['weight']))==2 and np.allclose(a['weight'], one['weight'], rtol=1e-4)
+    for k in ('model','heads'): assert torch.allclose(a[k], one[k], atol=1e-5) and torch.allclose(a[k], b[k], atol=1e-7)
+
+@each_kind
+def test_gradient_is_the_mean_of_single_processes(two, kind):
     "After one step of SGD weights are linear in the gradient"
     halves = [make_dls(n=16, bs=8) for _ in range(2)]
     for i,dls in enumerate(halves): dls.loaders[0] = [list(dls.train)[i]]
-    one = [run(Local(), dls) for dls in halves]
+    one = [run(terms(kind)['local'](), dls) for dls in halves]
     assert not torch.allclose(one[0]['model'], one[1]['model'], atol=1e-4)
-    for k in ('model','heads'): assert torch.allclose(two[0]['local'][k], (one[0][k]+one[1][k])/2, atol=1e-6)
-    assert np.allclose([o['local']['losses'][0] for o in two], [o['losses'][0] for o in one], atol=1e-6)
+    for k in ('model','heads'): assert torch.allclose(two[0][kind]['local'][k], (one[0][k]+one[1][k])/2, atol=1e-6)
+    assert np.allclose([o[kind]['local']['losses'][0] for o in two], [o['losses'][0] for o in one], atol=1e-6)
 
-def test_state_is_not_gathered(two):
+@each_kind
+def test_state_is_not_gathered(two, kind):
     "Each process can save and load alone"
-    sd = two[1]['drawn']['sd']
-    cb = term(objective=SimCLR(dim=8), name='drawn')
+    sd = two[1][kind]['drawn']['sd']
+    cb = term(objective=SimCLR(dim=8), name='drawn') if kind=='contrastive' else with_head(PretextTerm(question(norms=True), name='drawn'))
     cb.load_state_dict(sd)
-    assert torch.equal(head_ws(cb), two[1]['drawn']['heads'])
+    assert torch.equal(head_ws(cb), two[1][kind]['drawn']['heads'])
