@@ -330,6 +330,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'fastai_contrastive/core.py'),
                                          'fastai_contrastive.core.ContrastiveCallback._set_up': ( 'terms/core.html#contrastivecallback._set_up',
                                                                                                   'fastai_contrastive/core.py'),
+                                         'fastai_contrastive.core.ContrastiveCallback.before_batch': ( 'terms/core.html#contrastivecallback.before_batch',
+                                                                                                       'fastai_contrastive/core.py'),
                                          'fastai_contrastive.core.ContrastiveCallback.build': ( 'terms/core.html#contrastivecallback.build',
                                                                                                 'fastai_contrastive/core.py'),
                                          'fastai_contrastive.core.ContrastiveCallback.compute': ( 'terms/core.html#contrastivecallback.compute',

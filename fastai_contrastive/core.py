@@ -91,14 +91,24 @@ def inputs(self:ContrastiveCallback,
     x:Tensor, # Clean images, normalised, (bs, c, h, w)
 )->list: # Views, (bs, c, *size) each
     "Views of the images; tells the objective which images they are, if it asks."
-    dl,i = (self.dl,self._i-1) if self.dl is not None and self.learn.training else (self.learn.dl,self.learn.iter)
-    self.objective.ids = self._rows(dl, i)
+    self.objective.ids = self._rows()
     return [v.as_subclass(Tensor) for v in self.views(x)]
 
 @patch
-def _rows(self:ContrastiveCallback, dl, i):
-    "Which rows of its data set `dl` made batch `i` of; None if nobody asks"
-    if self.objective.needs_ids and self.learn.training: return tensor(list(dl._DataLoader__idxs[i*dl.bs:(i+1)*dl.bs]))
+def before_batch(self:ContrastiveCallback):
+    "Note the order that the learner's loader has drawn: whoever asks it for a batch in between makes it draw another"
+    own = self.dl is None and self.learn.training and self.learn.iter==0
+    if own and self.objective.needs_ids: self._order = self.learn.dl._DataLoader__idxs
+    TermCallback.before_batch(self)
+
+@patch
+def _rows(self:ContrastiveCallback):
+    "Which rows of the data set the images of the batch are; None if nobody asks"
+    if not (self.objective.needs_ids and self.learn.training): return None
+    dl,i = (self.learn.dl,self.learn.iter) if self.dl is None else (self.dl,self._i-1)
+    if i==0 and self.dl is not None: self._order = dl._DataLoader__idxs
+    return tensor(list(self._order[i*dl.bs:(i+1)*dl.bs]))
+
 
 # %% ../nbs/terms/03_core.ipynb #a3443f7f
 @patch

@@ -22,6 +22,7 @@ only_contrastive = dict(
     test_second_loaders_that_cannot_be='labels and row numbers: no task asks for any',
     test_a_data_set_that_has_normalised_its_images='views have to know pixels, questions do not',
     test_a_teachers_objective_follows_one_encoder='teachers',
+    test_which_images_they_are_whoever_else_asks_the_loader='row numbers: no task asks for any',
     test_repr='its arguments; those of the other kind stand in test_pretext_term',
     test_learners_take_the_channels_of_the_images='learners that make the term themselves',
     test_views_of_a_size_that_the_encoder_cannot_take='views of two sizes; another loader of another size in test_pretext_term',
@@ -1175,3 +1176,26 @@ def test_finetuning_warns_of_another_normalisation():
     enc.stats = dict(mean=[.1,.1,.1], std=[1.,1.,1.])
     dls = make_dls(after_batch=[Normalize.from_stats(*imagenet_stats, cuda=False)])
     with pytest.warns(UserWarning, match='normalised'): finetune_learner(dls, enc, n_out=4, loss_func=CrossEntropyLossFlat())
+
+class Who(SimCLR):
+    "Notes which images it is told that these are, beside what they are"
+    needs_ids = True
+    def forward(self, encoder, views, y=None):
+        self.seen = getattr(self, 'seen', [])+[(self.ids, views[0][:,0,0,0].detach())]
+        return super().forward(encoder, views, y)
+
+def numbered(n, **kwargs):
+    "Images whose pixels are their number"
+    ds = [(TensorImage(torch.full((3,16,16), float(i))),TensorCategory(i%4)) for i in range(n)]
+    return DataLoader(ds, bs=8, num_workers=0, device='cpu', **{'shuffle':True, 'drop_last':True, **kwargs})
+
+@pytest.mark.parametrize('dl', [False,True])
+def test_which_images_they_are_whoever_else_asks_the_loader(dl):
+    "Two terms that are fed by one loader, and a callback that asks it for a batch in the middle of an epoch"
+    train,second = numbered(24),numbered(40) if dl else None
+    cbs = [term(objective=Who(dim=8), views=lambda x: [x,x+.1], name=k, dl=second) for k in 'ab']
+    learn = make_learn([*cbs, At('after_batch', lambda l: (second or train).one_batch(), n=1)], dls=DataLoaders(train, numbered(8)))
+    fit(learn, 2)
+    for cb in cbs:
+        assert len(cb.objective.seen)==6
+        for ids,x in cb.objective.seen: assert torch.equal(ids.float(), x)
