@@ -242,7 +242,7 @@ def get_encoder(
     model = unwrap_model(model)
     name = _class_name(model)
     if encoder is None and (other := _no_images(model)):
-        raise ValueError(f'contrastive terms need images, (bs, c, h, w): {name} is made for something else ({other})')
+        raise ValueError(f'terms need images, (bs, c, h, w): {name} is made for something else ({other})')
     enc = find_body(model) if encoder is None else _given(model, encoder)
     if enc is not None: return inner if isinstance(inner := unwrap_model(enc), Encoder) else enc
     what = f'{name} is no nn.Sequential of body and head'

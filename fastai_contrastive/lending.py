@@ -77,7 +77,7 @@ def load_state_dict(self:Loan,
     self.clear()
     if len(sd['state'])!=len(params):
         raise ValueError(f"optimizer state of {len(sd['state'])} head parameters does not fit {len(params)}: "
-            'build the same objective')
+            'build the same objective, or task')
     def _at(o, p): return o.to(p.device) if isinstance(o, Tensor) and o.ndim else o
     self.state = {p:{k:_at(o, p) for k,o in deepcopy(s).items()} for p,s in zip(params, sd['state']) if s}
     if sd['slow'] is not None: self.slow = [to_device(s.clone(), p.device) for s,p in zip(sd['slow'], params)]

@@ -269,7 +269,7 @@ def table_model(cats):
 @pytest.mark.parametrize('make', [text_model, lambda: table_model([(3,2)]), lambda: table_model([]), lambda: nn.LSTM(3,4), lambda: nn.Sequential(nn.Conv1d(3,4,3), nn.Flatten()),
     lambda: tv.video.r3d_18(weights=None)])
 def test_tables_texts_and_films_have_no_views(make):
-    with pytest.raises(ValueError, match='contrastive terms need images'): get_encoder(make())
+    with pytest.raises(ValueError, match='^terms need images'): get_encoder(make())
 
 def test_parts_of_the_model_are_an_encoder():
     for m,f in ((tv.resnet18(), lambda m: nn.Sequential(*list(m.children())[:-3])), (flat(), lambda m: m[:2]), (Net(), lambda m: Encoder(m.trunk)), (Loose(), lambda m: nn.Sequential(m.a, nn.ReLU()))):
