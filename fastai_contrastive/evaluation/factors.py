@@ -52,7 +52,8 @@ def _probe_dl(encoder, m, files, size, bs):
     s = stats_of(_seen_by(encoder, m)[0])
     norm = imagenet_stats if s is None else tuple(s[k]*3 if len(s[k])==1 else s[k] for k in ('mean','std'))
     n = len(files)
-    return _mk_dls(L(files), (range(n),range(n)), size, min(bs, n), '.', norm=norm, num_workers=0).valid
+    with no_random(reproducible=False): # A loader draws a seed of its own when it is made
+        return _mk_dls(L(files), (range(n),range(n)), size, min(bs, n), '.', norm=norm, num_workers=0).valid
 
 # %% ../../nbs/evaluation/04_factors.ipynb #9ed24268
 def _ridge():
