@@ -157,7 +157,7 @@ def plot_factors(
     fig,((ax,),) = _figure(1, 1, (1.7+.9*t.shape[1],.7+.4*len(t)), dpi=100)
     ax.imshow(t.fillna(0), cmap='YlGnBu', vmin=0, vmax=170, aspect='auto')
     for i,row in enumerate(t.to_numpy()):
-        for j,v in enumerate(row): ax.text(j, i, '–' if math.isnan(v) else f'{v:.0f}', ha='center', va='center')
+        for j,v in enumerate(row): ax.text(j, i, '–' if math.isnan(v) else str(round(v)), ha='center', va='center')
     ax.set_xticks(range(t.shape[1]), [str(o).replace(' ', '\n') for o in t.columns])
     ax.set_yticks(range(len(t)), t.index)
     ax.xaxis.tick_top()

@@ -93,7 +93,7 @@ mistakes = [
     ('bench', '--cases rotation+labels+simclr', 'one task or labels'),
     ('demo', '--epochs 0', 'epochs must be 1 or more'),
     ('demo', '--n-labelled 10', '20 labelled images'),
-    ('demo', '--n-probe 10', 'n_probe must be 50 or more'),
+    ('demo', '--n-probe 10', 'n-probe must be 50 or more'),
     ('demo', '--out FILE', 'is a file'),
     # Numbers out of range, found alike by every command
     *[(c, f'{o} {k} {v}', want) for c,o in dict(pretrain='--objective simclr', finetune='--encoder WEIGHTS', eval='--encoder WEIGHTS', bench='').items()
