@@ -12,5 +12,5 @@ dest.mkdir(exist_ok=True)
 show_views(synth_dls(size=64, labelled=False), Views(n=5), n_images=3, seed=3).savefig(dest/'views.png', dpi=80,
     bbox_inches='tight')
 runs = results.read()
-plot_factors(results.means(runs), f'What a linear model reads from frozen features (%, mean of {len(runs)} seeds)').savefig(
-    dest/'factors.png', dpi=110, bbox_inches='tight')
+title = f'What a linear model reads from frozen features (%, mean of {len(runs)} seeds)'
+plot_factors(results.means(runs), title).savefig(dest/'factors.png', dpi=110, bbox_inches='tight')

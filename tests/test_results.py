@@ -112,8 +112,8 @@ def test_demo_runs_are_comparable():
 
 def test_page_of_demo():
     "The table on the demo's page is that of the rows, and the README says as many seeds as there are"
+    runs = demo_runs()
     cells = json.loads((root/'nbs/commands/02_demo.ipynb').read_text(encoding='utf-8'))['cells']
     assert any(script('demo').table() in ''.join(c['source']) for c in cells)
-    runs = demo_runs()
     held = sum(all(o['claims'].values()) for o in runs)
     assert f'{held} of {len(runs)} seeds' in (root/'README.md').read_text(encoding='utf-8')
