@@ -130,10 +130,10 @@ def _demo_claims(rows):
     "Does each loss forget something (25 points or more), and the sum nothing (15 points or less)?"
     fs = {o['row']:o['factors'] for o in rows}
     task,con,both = (fs[o] for o in list(_demo_runs)[1:])
-    keys = 'shape',"ground's colour"
-    return {'SimCLR forgets': max(task[k]-con[k] for k in keys)>=25,
-            'inpainting forgets': max(con[k]-task[k] for k in keys)>=25,
-            'the sum keeps both': all(both[k]>=max(task[k], con[k])-15 for k in keys)}
+    shape,hue = 'shape',"ground's colour"
+    return {'SimCLR forgets the colour': task[hue]-con[hue]>=25,
+            'inpainting forgets the shape': con[shape]-task[shape]>=25,
+            'the sum keeps both': all(both[k]>=max(task[k], con[k])-15 for k in (shape,hue))}
 
 def _demo_says(rows):
     "The conclusion, in two lines"

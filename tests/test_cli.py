@@ -277,8 +277,8 @@ def _demo_rows(task, con, both):
     from fastai_contrastive.demo import _demo_runs
     return [dict(row=k, factors={'shape':o[0], "ground's colour":o[1]}) for k,o in zip(_demo_runs, [(17,71),task,con,both])]
 
-@pytest.mark.parametrize('task,con,both,no', [((30,78),(98,20),(97,69),[]), ((30,78),(54,20),(54,69),['inpainting forgets']),
-    ((30,78),(98,60),(97,69),['SimCLR forgets']), ((30,78),(98,20),(82,69),['the sum keeps both']), ((30,78),(98,20),(97,62),['the sum keeps both'])])
+@pytest.mark.parametrize('task,con,both,no', [((30,78),(98,20),(97,69),[]), ((30,78),(54,20),(54,69),['inpainting forgets the shape']),
+    ((30,78),(98,60),(97,69),['SimCLR forgets the colour']), ((30,78),(98,20),(82,69),['the sum keeps both']), ((30,78),(98,20),(97,62),['the sum keeps both'])])
 def test_what_the_demo_says(task, con, both, no):
     "It claims what came out, and no more"
     from fastai_contrastive.demo import _demo_claims, _demo_says

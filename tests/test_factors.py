@@ -14,7 +14,7 @@ for o in [o for o in globals() if o.startswith('test')]: del globals()[o]   # fa
 def drawn(tmp_path_factory): return synth_images(tmp_path_factory.mktemp('f')/'drawn', n_train=2, n_unsup=170, n_valid=1, size=32)
 
 class Peek(nn.Module):
-    "Features that are given: one row an image, in order of their first pixel sums"
+    "An encoder that is any function of the batch"
     def __init__(self, f): super().__init__(); self.f = f
     def forward(self, x): return self.f(x)
 

@@ -34,7 +34,9 @@ _probe_seed = 2**32
 
 def _probe_images(path, n, size, pbar):
     "The folder, drawn if it is not there, and the side of its images"
-    if path is not None: return Path(path).expanduser(),ifnone(size, (_synth_settings(path) or {}).get('size'))
+    if path is not None:
+        path = Path(path).expanduser()
+        return path,ifnone(size, (_synth_settings(path) or {}).get('size'))
     size = ifnone(size, 32)
     path = fastai_path('data')/f'factors{_synth_version}-{size}-{n}'
     return synth_images(path, n_train=0, n_unsup=2*n, n_valid=0, size=size, seed=_probe_seed, pbar=pbar),size
