@@ -21,13 +21,13 @@ tuned = {'shape, few labels':'accuracy', 'colour, few labels':'colour'}
 
 def job(seed, out):
     "One demo, and of its rows what a table needs"
-    start,cpu = time.time(),time.process_time()
+    start,cpu,dest = time.time(),time.process_time(),check_writable(out/f'seed-{seed}.json')
     with tempfile.TemporaryDirectory() as d: rows = demo(d, seed=seed)
     small = [dict(row=o['row'], factors=o['factors'], knn=o['knn'], accuracy=o['accuracy'], colour=o['colour'],
                   pretrain=o['pretrain'] and {k:o['pretrain'][k] for k in settings}) for o in rows]
     few = {k:rows[0]['finetune'][k] for k in ('bs','epochs','lr','wd','n_labels','n_valid')}
     write_row(dict(seed=seed, rows=small, finetune=few, seconds=round(time.time()-start),
-                   cpu_seconds=round(time.process_time()-cpu), **provenance()), out/f'seed-{seed}.json')
+                   cpu_seconds=round(time.process_time()-cpu), **provenance()), dest)
 
 def read(run=here): return sorted((json.loads(o.read_text()) for o in Path(run).glob('*.json')), key=itemgetter('seed'))
 
