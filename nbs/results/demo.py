@@ -13,6 +13,7 @@ import tempfile, time
 from fastcore.script import *
 from fastai.vision.all import *
 from fastai_contrastive.demo import demo, _demo_claims
+from fastai_contrastive.encoder import check_writable
 from fastai_contrastive.recipes import provenance, write_row
 
 here = Path(__file__).resolve().parent/'demo-32px'
