@@ -27,5 +27,6 @@ from fastai_contrastive.pretext import *
 from fastai_contrastive.evaluation.features import *
 from fastai_contrastive.evaluation.knn import *
 from fastai_contrastive.evaluation.linear import *
+from fastai_contrastive.evaluation.factors import *
 from fastai_contrastive.plots import *
 from fastai_contrastive.recipes import *

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['wnid_names', 'unlabeled_dls', 'class_name', 'label_subset', 'labelled_dls', 'synth_dls', 'imagenette_dls',
            'imagewoof_dls', 'imagewang_dls', 'imagewang_pretrain_dls', 'synth_classes', 'draw_shape', 'synth_images',
-           'image_exts', 'image_files', 'load_rgb', 'bad_images', 'OpenRGB', 'CropResize']
+           'synth_factors', 'image_exts', 'image_files', 'load_rgb', 'bad_images', 'OpenRGB', 'CropResize']
 
 # %% ../nbs/data/02_data.ipynb #f4a68a0f
 import inspect
@@ -17,8 +17,8 @@ from .images import *
 from .images import _OrElse, _leave_out
 
 # %% ../nbs/data/02_data.ipynb #629bc53f
-_all_ = ['synth_classes', 'draw_shape', 'synth_images', 'image_exts', 'image_files', 'load_rgb', 'bad_images',
-         'OpenRGB', 'CropResize']
+_all_ = ['synth_classes', 'draw_shape', 'synth_images', 'synth_factors', 'image_exts', 'image_files', 'load_rgb',
+         'bad_images', 'OpenRGB', 'CropResize']
 
 # %% ../nbs/data/02_data.ipynb #44136245
 _instead = dict(after_item='item_tfms=, for one picture', after_batch='batch_tfms=, for the batch before Normalize',

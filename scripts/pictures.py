@@ -1,8 +1,16 @@
-"Draw the README's picture: `python scripts/pictures.py`"
+"Draw the README's pictures: `python scripts/pictures.py`"
+import sys
 from pathlib import Path
 from fastai_contrastive.all import *
 
-dest = Path(__file__).resolve().parents[1]/'nbs/images/views.png'
-fig = show_views(synth_dls(size=64, labelled=False), Views(n=5), n_images=3, seed=3)
-dest.parent.mkdir(exist_ok=True)
-fig.savefig(dest, dpi=80, bbox_inches='tight')
+root = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(root/'nbs/results'))
+import demo as results
+
+dest = root/'nbs/images'
+dest.mkdir(exist_ok=True)
+show_views(synth_dls(size=64, labelled=False), Views(n=5), n_images=3, seed=3).savefig(dest/'views.png', dpi=80,
+    bbox_inches='tight')
+runs = results.read()
+title = f'What a linear model reads from frozen features (%, mean of {len(runs)} seeds)'
+plot_factors(results.means(runs), title).savefig(dest/'factors.png', dpi=110, bbox_inches='tight')

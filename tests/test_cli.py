@@ -93,6 +93,7 @@ mistakes = [
     ('bench', '--cases rotation+labels+simclr', 'one task or labels'),
     ('demo', '--epochs 0', 'epochs must be 1 or more'),
     ('demo', '--n-labelled 10', '20 labelled images'),
+    ('demo', '--n-probe 10', 'n-probe must be 50 or more'),
     ('demo', '--out FILE', 'is a file'),
     # Numbers out of range, found alike by every command
     *[(c, f'{o} {k} {v}', want) for c,o in dict(pretrain='--objective simclr', finetune='--encoder WEIGHTS', eval='--encoder WEIGHTS', bench='').items()
@@ -319,20 +320,67 @@ def test_lines_in_a_terminal(shapes, monkeypatch, capsys):
     kept = [o.split('\r')[-1].split() for o in out.strip().split('\n')]
     assert [o[0] for o in kept]==['epoch','0','1'] and all(len(o)==5 for o in kept)
 
+tiny_demo = '--n-labelled 20 --n-unlabelled 20 --n-valid 20 --epochs 1 --finetune-epochs 1 --bs 16 --n-probe 50 --out'.split()
+
 def test_demo(run):
-    args = '--n-labelled 20 --n-unlabelled 20 --n-valid 20 --epochs 1 --finetune-epochs 1 --bs 16 --out'.split()
-    status,out,_ = run('demo', *args, 'a')
+    status,out,_ = run('demo', *tiny_demo, 'a')
     rows = json.loads(Path('a/results.json').read_text())
     names = ['from scratch','inpainting','SimCLR','inpainting + SimCLR']
     assert status==0 and [o['row'] for o in rows]==names
-    for o in rows: assert any(l.split()==[*o['row'].split(), f"{100*o['knn']:.1f}", f"{100*o['accuracy']:.1f}"] for l in out.split('\n')), o['row']
-    assert rows[0]['pretrain'] is None and len({o['pretrain']['steps'] for o in rows[1:]})==1 and len({o['finetune']['n_labels'] for o in rows})==1
-    for f in ('views.png','neighbours.png','results.json'): assert str(Path('a')/f) in out and Path('a',f).stat().st_size>1000
+    for o in rows:
+        assert list(o['factors'])==['shape',"ground's colour",'size','turn','place']
+        want = [f'{v:.1f}' for v in o['factors'].values()]+[f"{100*o['accuracy']:.1f}", f"{100*o['colour']:.1f}"]
+        assert any(l.split()==[*o['row'].split(), *want] for l in out.split('\n')), o['row']
+    assert rows[0]['pretrain'] is None and len({o['pretrain']['steps'] for o in rows[1:]})==1
+    assert {o[k]['n_labels'] for o in rows for k in ('finetune','finetune_colour')}=={20}
+    for f in ('factors.png','views.png','neighbours.png','results.json'): assert str(Path('a')/f) in out and Path('a',f).stat().st_size>1000
     assert Path('a/inpainting+simclr.safetensors').exists() and '\r' not in out and len(out.split('\n'))<30
-    run('demo', *args, 'b')
+    run('demo', *tiny_demo, 'b')
     again = json.loads(Path('b/results.json').read_text())
-    assert [(o['knn'],o['accuracy']) for o in rows]==[(o['knn'],o['accuracy']) for o in again]
+    keys = 'knn','accuracy','colour','factors'
+    assert [[o[k] for k in keys] for o in rows]==[[o[k] for k in keys] for o in again]
     assert _same(load_file('a/simclr.safetensors'), load_file('b/simclr.safetensors'))
+
+def _demo_rows(task, con, both):
+    "Rows of a demo whose factors are (shape, colour)"
+    from fastai_contrastive.demo import _demo_runs
+    return [dict(row=k, factors={'shape':o[0], "ground's colour":o[1]}) for k,o in zip(_demo_runs, [(17,71),task,con,both])]
+
+@pytest.mark.parametrize('task,con,both,no', [((30,78),(98,20),(97,69),[]), ((30,78),(54,20),(54,69),['inpainting forgets the shape']),
+    ((30,78),(98,60),(97,69),['SimCLR forgets the colour']), ((30,78),(98,20),(82,69),['the sum keeps both']), ((30,78),(98,20),(97,62),['the sum keeps both'])])
+def test_what_the_demo_says(task, con, both, no):
+    "It claims what came out, and no more"
+    from fastai_contrastive.demo import _demo_claims, _demo_says
+    rows = _demo_rows(task, con, both)
+    assert [k for k,v in _demo_claims(rows).items() if not v]==no
+    said = _demo_says(rows)
+    assert all(o in said for o in no) and ('did not come out' in said)==bool(no) and len(said.split('\n'))==2
+    if not no: assert all(f'({a:.0f}/{b:.0f})' in said for a,b in (task,con,both))
+
+def test_demo_images_in_memory(shapes):
+    "Pretraining gets the batches that the files would give"
+    import torch
+    from fastai_contrastive.demo import _demo_dls, _demo_images
+    from fastai_contrastive.data import unlabeled_dls
+    files = unlabeled_dls(shapes, 32, 8, ['train','unsup'], num_workers=0)
+    dls = _demo_dls(_demo_images(shapes), shapes, 8, 3)
+    a,b = ([dl.new(shuffle=False, drop_last=False) for dl in o.loaders] for o in (dls,files))
+    for p,q in zip(a, b):
+        x,y = (torch.cat([o[0] for o in dl]) for dl in (p,q))
+        assert torch.equal(x, y) and len(x)>0
+    again = _demo_dls(_demo_images(shapes), shapes, 8, 3)
+    assert all(torch.equal(p[0], q[0]) for p,q in zip(dls.train, again.train)), 'the seed says the order'
+
+def test_demo_asks_for_the_ground(shapes):
+    "The second question: the same images, and the channel that the table says"
+    from fastai_contrastive.demo import _ground_dls
+    from fastai_contrastive.data import labelled_dls, synth_factors
+    dls = labelled_dls(shapes, 32, 8, num_workers=0)
+    asked,t = _ground_dls(shapes, dls, 32, 8),synth_factors(shapes).set_index('file')
+    assert list(asked.vocab)==['red','green','blue']
+    for ds,was in ((asked.train_ds,dls.train_ds),(asked.valid_ds,dls.valid_ds)):
+        assert list(ds.items)==list(was.items)
+        for f,(_,y) in zip(ds.items, ds): assert t.loc[str(Path(f).relative_to(shapes)), f'ground_{"rgb"[int(y)]}']==t.loc[str(Path(f).relative_to(shapes)), ['ground_r','ground_g','ground_b']].max()
 
 def test_an_objective_with_labels(run, shapes):
     "It takes those of train/, alone and beside a task, and never those of val/"
@@ -576,7 +624,7 @@ def test_no_next_where_it_cannot_work(run, shapes, tmp_path):
 
 def test_demo_next_can_be_pasted(run):
     "Each command of the last lines is one that its parser takes"
-    args = '--n-labelled 25 --n-unlabelled 20 --n-valid 20 --epochs 1 --finetune-epochs 1 --bs 16 --out'.split()
+    args = '--n-labelled 25 --n-unlabelled 20 --n-valid 20 --epochs 1 --finetune-epochs 1 --bs 16 --n-probe 50 --out'.split()
     out = run('demo', *args, 'a')[1]
     lines = [shlex.split(o) for o in out.split('\n') if o.strip().startswith('contrastive-')]
     assert len(lines)==2 and 'Drawing 20 images' in out and 'same 20 labels' in out
@@ -584,12 +632,12 @@ def test_demo_next_can_be_pasted(run):
 
 def test_demo_interrupted(run, monkeypatch):
     "No results of an earlier demo beside the weights of a new one"
-    args = '--n-labelled 20 --n-unlabelled 20 --n-valid 20 --epochs 2 --finetune-epochs 1 --bs 16 --out a'.split()
+    args = '--n-labelled 20 --n-unlabelled 20 --n-valid 20 --epochs 2 --finetune-epochs 1 --bs 16 --n-probe 50 --out a'.split()
     assert run('demo', *args)[0]==0
     Now(monkeypatch, 1)
     status,_,err = run('demo', *args, '--seed', 1)
     assert status==130 and 'a/inpainting.safetensors holds the encoder after epoch 1 of 2' in err
-    assert not Path('a/results.json').exists() and not Path('a/neighbours.png').exists() and not Path('a/simclr.safetensors').exists()
+    assert not Path('a/results.json').exists() and not Path('a/factors.png').exists() and not Path('a/neighbours.png').exists() and not Path('a/simclr.safetensors').exists()
 
 def test_no_numbers_in_rows_and_tables(run, shapes, monkeypatch):
     "A column that is nan is null in the row and a dash in the table; a training loss that is nan stays nan, and is said"

@@ -128,3 +128,16 @@ def test_embedding():
     (torch.full((3,3),float('nan')),None,'nan'), (torch.randn(5,3),torch.zeros(4).long(),'5 feats but 4 labels')])
 def test_bad_input_embedding(x, y, msg):
     with pytest.raises(ValueError, match=msg): plot_embedding(x, y)
+
+def test_plot_factors():
+    "Every number is in its cell, under its factor and beside its encoder; what is missing is a dash"
+    fig = plot_factors({'one': {'shape':97.4, "ground's colour":-3.2}, 'other': {'shape':31}}, 'kept')
+    ax, = fig.axes
+    said = {(round(o.get_position()[1]),round(o.get_position()[0])):o.get_text() for o in ax.texts}
+    assert said=={(0,0):'97', (0,1):'-3', (1,0):'31', (1,1):'–'}
+    assert [o.get_text() for o in ax.get_yticklabels()]==['one','other']
+    assert [o.get_text() for o in ax.get_xticklabels()]==['shape',"ground's\ncolour"] and ax.get_title()=='kept'
+    table = pd.DataFrame({'one': {'shape':97.4}}).T
+    assert plot_factors(table).axes[0].texts[0].get_text()=='97' and not plt.get_fignums()
+    for bad,says in (({},'nothing to show'), ({'one':{'shape':'good'}},'numbers')):
+        with pytest.raises(ValueError, match=says): plot_factors(bad)

@@ -98,3 +98,19 @@ def test_learns(name, seed, tmp_path):
         assert not r.returncode
     row,untrained = (json.loads((tmp_path/f'{o}-{seed}.json').read_text()) for o in (name,'untrained'))
     learnt(row, untrained)
+
+def demo_runs(): return script('demo').read() or pytest.skip('no rows of the demo are kept')
+
+def test_demo_runs_are_comparable():
+    "Every seed once, with the same settings, from one committed state"
+    runs = demo_runs()
+    check_rows(runs, ('commit','finetune','device','torch'))
+    assert len({o['seed'] for o in runs})==len(runs)>0
+    for k in zip(*(o['rows'] for o in runs)): assert len({json.dumps([o['row'],o['pretrain']]) for o in k})==1
+
+def test_page_of_demo():
+    "The table on the demo's page is that of the rows, and the README says as many seeds as there are"
+    runs = demo_runs()
+    cells = json.loads((root/'nbs/commands/02_demo.ipynb').read_text(encoding='utf-8'))['cells']
+    assert any(script('demo').table() in ''.join(c['source']) for c in cells)
+    assert f"{script('demo').held(runs)} of {len(runs)} seeds" in (root/'README.md').read_text(encoding='utf-8')
