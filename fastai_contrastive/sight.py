@@ -41,7 +41,7 @@ class TermGradients(Callback):
     def _keep(self, losses, weights, g):
         norms = dict(zip(losses, g.norm(dim=1).tolist()))
         cos = {(a,b):c for a,r in zip(losses, cosines(g).tolist()) for b,c in zip(losses, r)}
-        rows = [dict(loss=k, value=float(o), weight=weights.get(k, 1.), norm=norms[k]) for k,o in losses.items()]
+        rows = [dict(loss=k, value=o.item(), weight=weights.get(k, 1.), norm=norms[k]) for k,o in losses.items()]
         self._rows.append((self.learn.train_iter,rows,cos))
 
 # %% ../nbs/terms/05_sight.ipynb #63193620
