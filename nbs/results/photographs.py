@@ -7,9 +7,11 @@ one of the images' batches each). Each (row, seed) is a job that writes one JSON
 stopped and started again, and several copies share the work. What a pretraining has reached stays in `weights/`.
 
     OMP_NUM_THREADS=1 python nbs/results/photographs.py & OMP_NUM_THREADS=1 python nbs/results/photographs.py & wait
-    python nbs/results/photographs.py --table       # the two tables of what is there
+    python nbs/results/photographs.py --table       # the tables of what is there
+    python nbs/results/photographs.py --put         # ... into nbs/index.ipynb, where the README comes from
 
-A row takes 15 minutes (scratch) to 90 of one core. On a GPU, images of 128 pixels, 100 epochs and five seeds:
+A row takes a core from 15 minutes (scratch) to 80 (a task beside SimCLR): 12 hours of a core in all. On a GPU, images
+of 128 pixels, 100 epochs and five seeds:
 
     python nbs/results/photographs.py --size 128 --bs 256 --arch xresnet34 --arch-args '{}' --short-side 0 \
         --epochs 100 --seeds 5 --num-workers 12 --out nbs/results/photographs-128px
@@ -105,12 +107,27 @@ def looks(a):
         b = SimpleNamespace(**{**vars(a), 'ft':{k:(bs,epochs)}})
         print(k, bs, epochs, tuned(new_encoder(0, a), k, 0, b, valid_pct=.1)[1], flush=True)
 
-def table(out):
-    "The two tables"
+def tables(out):
+    "The two tables: after pretraining, and of labels and a term"
     got = read_rows(out)
     cols = dict(knn='kNN', linear='linear', acc1='1% of the labels', acc10='10% of the labels')
     after = {k:cols[k] for k in ('acc10','knn','linear')}
-    return mean_table(got, rows, cols)+'\n\n'+mean_table(got, joint, after, 'trained on')
+    return [mean_table(got, rows, cols), mean_table(got, joint, after, 'trained on')]
+
+def table(out): return '\n\n'.join(tables(out))
+
+def put(out):
+    "The tables in the place of those that the README's source has (then: `python scripts/readme.py`)"
+    fn = Path(__file__).parents[1]/'index.ipynb'
+    nb = json.loads(fn.read_text(encoding='utf-8'))
+    for t in tables(out):
+        head = t.splitlines()[0]
+        cell = next(c for c in nb['cells'] if head+'\n' in c['source'])
+        lines = ''.join(cell['source']).splitlines()
+        i = lines.index(head)
+        n = next((k for k,o in enumerate(lines[i:]) if not o.startswith('|')), len(lines)-i)
+        cell['source'] = '\n'.join(lines[:i]+t.splitlines()+lines[i+n:]).splitlines(True)
+    fn.write_text(json.dumps(nb, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
 
 @call_parse
 def main(
@@ -129,11 +146,13 @@ def main(
     out:str='nbs/results/photographs-64px', # Where the rows go
     looks:store_true=False, # Only try what fine-tuning from scratch wants, on held-out training images
     table:store_true=False, # Only print the tables
+    put:store_true=False, # Only write the tables to where the README comes from
 ):
     "Run what is missing of the experiment, and print its tables."
     fs = globals()
     a = SimpleNamespace(**{**locals(), 'arch_args':json.loads(arch_args), 'ft':json.loads(ft)})
     if table: return print(fs['table'](out))
+    if put: return fs['put'](out)
     if looks: return fs['looks'](a)
     names = only.split(',') if only else [*rows, *joint]
     todo = [(o,s) for group in (rows, joint) for s in range(seeds) for o in group if o in names]
