@@ -1,5 +1,5 @@
 "Every notebook runs from top to bottom, each in a process of its own"
-import os, sys
+import os, subprocess, sys
 from pathlib import Path
 
 import forked, pytest
@@ -9,7 +9,11 @@ notebooks = sorted(o.relative_to(nbs) for o in nbs.rglob('*.ipynb') if not any(p
 
 def run_nb(nb): # Cells marked `eval: false` are nbdev's to leave out
     env = {**os.environ, 'OMP_NUM_THREADS':'1'} # The numbers of a lesson depend on it: one thread gives those on the page
-    r = forked.run(Path(sys.executable).with_name('nbdev-test'), nb, '--n-workers', '0', cwd=nbs.parent, env=env)
+    cmd = Path(sys.executable).with_name('nbdev-test'),nb,'--n-workers','0'
+    # fastai changes what a tensor can do: a page that does without it must not find it there
+    if 'from fastai.' not in Path(nb).read_text(encoding='utf-8'):
+        return subprocess.run(cmd, cwd=nbs.parent, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    r = forked.run(*cmd, cwd=nbs.parent, env=env)
     r.stdout += r.stderr
     return r
 
