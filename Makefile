@@ -9,7 +9,7 @@ STATE  := { git diff; git ls-files -o --exclude-standard | git hash-object --std
 QUICK  := tests/test_package.py tests/test_views.py tests/objectives -k 'not (import_c or process or by_name)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test docs export readme check clean
+.PHONY: help demo quick test slow docs export readme check clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r t d; do printf 'make %-8s %s\n' "$$t" "$$d"; done
@@ -22,6 +22,9 @@ quick: $(VENV)/.dev ## Run what to run while working: the rules of the house, vi
 
 test: $(VENV)/.dev ## Install what the tests need, then run every test and every notebook
 	PYTEST_ADDOPTS="-n auto --dist worksteal $$PYTEST_ADDOPTS" $(BIN)/python -m pytest
+
+slow: $(VENV)/.dev ## Run the tests that take minutes each, which `make test` leaves out
+	OMP_NUM_THREADS=1 PYTEST_ADDOPTS="-n auto --dist worksteal $$PYTEST_ADDOPTS" $(BIN)/python -m pytest -m slow
 
 docs: $(VENV)/.dev ## Write the documentation from the notebooks, as they are, into _docs/html
 	$(BIN)/sphinx-build -c docs nbs _docs/html -d _docs/doctrees -j auto -q -W --keep-going

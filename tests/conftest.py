@@ -14,6 +14,14 @@ from fastai_contrastive.data import synth_images
 share = (os.cpu_count() or 1)//int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
 torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 0)) or max(1, share))
 
+def pytest_collection_modifyitems(items):
+    "Each process begins with its share of the pages, which are the longest, so that none is left for the end"
+    n = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+    pages,rest = [],[]
+    for o in items: (pages if 'test_notebooks.py' in o.nodeid else rest).append(o)
+    cuts = [len(rest)*i//n for i in range(n+1)]
+    items[:] = [o for i in range(n) for o in pages[i::n]+rest[cuts[i]:cuts[i+1]]]
+
 @pytest.fixture(autouse=True)
 def seed():
     "Every test starts from the same random state"

@@ -1,5 +1,5 @@
 "What may be seen with labels and without, from which folders; and loaders that always have a batch"
-import inspect, pickle, shutil, subprocess, sys, textwrap, warnings
+import forked, inspect, pickle, shutil, textwrap, warnings
 import pytest
 from PIL import Image
 from fastai.vision.all import *
@@ -418,8 +418,7 @@ def test_named_sets_take_all_of_it(synth):
 def elsewhere(code, cwd):
     "What `code` prints in a process that has fastai only"
     hide = "import sys, warnings; warnings.simplefilter('ignore'); sys.modules['fastai_contrastive'] = None\nfrom fastai.vision.all import *\n"
-    r = subprocess.run([sys.executable, '-c', hide+textwrap.dedent(code)+"\nassert not [o for o in sys.modules if o.startswith('fastai_contrastive.')]"],
-                       capture_output=True, text=True, cwd=cwd)
+    r = forked.code(hide+textwrap.dedent(code)+"\nassert not [o for o in sys.modules if o.startswith('fastai_contrastive.')]", cwd=cwd)
     assert r.returncode==0, r.stderr
     return [float(o) for o in r.stdout.split()]
 

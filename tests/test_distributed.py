@@ -1,5 +1,5 @@
 "Two gloo processes against one"
-import pytest, torch.distributed as dist, torch.multiprocessing as mp
+import forked, pytest, torch.distributed as dist
 from utils import *
 from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai_contrastive.distributed import *
@@ -106,7 +106,7 @@ def _worker(n, path):
 def two(tmp_path_factory):
     "What each of two processes got"
     p = tmp_path_factory.mktemp('dist')
-    mp.spawn(_worker, (str(p),), nprocs=2)
+    forked.spawn(_worker, (str(p),), 2)
     return [torch.load(p/f'{i}.pt', weights_only=False) for i in range(2)]
 
 def test_gather(two):

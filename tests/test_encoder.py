@@ -1,5 +1,5 @@
 "Encoders of every origin, and their files"
-import json, pickle, pytest, subprocess, sys
+import forked, json, pickle, pytest
 from copy import copy
 from utils import *
 import torchvision.models as tv
@@ -469,8 +469,8 @@ torch.distributed.destroy_process_group()
 
 def test_sharded_encoders_write_the_same_file(tmp_path):
     "FSDP, its successor and DDP, for real, in a process of their own"
-    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', fsdp, tmp_path], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
-    assert r.returncode==0 and r.stdout.splitlines()[-1]==str([True]*9), r.stdout
+    r = forked.code(fsdp, tmp_path, timeout=300)
+    assert r.returncode==0 and r.stdout.splitlines()[-1]==str([True]*9), r.stdout+r.stderr
 
 # Found ones, written and read
 
@@ -626,8 +626,8 @@ def test_an_exported_learner_opens_without_the_package(tmp_path):
         learn.export(f'{kind}.pkl')
         pkls.append(tmp_path/f'{kind}.pkl')
         assert type(learn.model[0]) is Encoder and type(load_learner(pkls[-1]).model[0]) is Encoder
-    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', hidden, *pkls], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
-    assert r.returncode==0, r.stdout
+    r = forked.code(hidden, *pkls, timeout=300)
+    assert r.returncode==0, r.stdout+r.stderr
     got = [json.loads(o) for o in r.stdout.splitlines() if o.startswith('[')]
     assert np.allclose(got, [o.tolist() for o in want], atol=1e-5)
 

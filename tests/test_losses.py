@@ -1,5 +1,5 @@
 "The losses against their papers' equations, written out one term at a time; what losses, heads and `gather` refuse and put up with"
-import math, pytest, torch.distributed as dist, torch.multiprocessing as mp
+import forked, math, pytest, torch.distributed as dist
 from fastai.vision.all import *
 from fastai_contrastive.distributed import *
 from fastai_contrastive.heads import *
@@ -220,7 +220,7 @@ def _gather_worker(n, path):
 
 def test_gather_of_rows_that_differ(tmp_path):
     "Two processes: any type is gathered, also where one of them has nothing; rows of two kinds are the same error on both, and nobody hangs"
-    mp.spawn(_gather_worker, (str(tmp_path),), nprocs=2)
+    forked.spawn(_gather_worker, (str(tmp_path),), 2)
     for i in range(2):
         r = torch.load(tmp_path/f'{i}.pt', weights_only=False)
         for o in (torch.float, torch.half, torch.long, torch.int): assert r[str(o)]==[0,1,2,3]

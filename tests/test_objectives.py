@@ -1,5 +1,5 @@
 "What every objective has to do, over the registry: a new one gets these tests for nothing"
-import inspect, io, pytest, torch.distributed as dist, torch.multiprocessing as mp
+import forked, inspect, io, pytest, torch.distributed as dist
 from contextlib import nullcontext
 from utils import *
 from fastai_contrastive.objective import *
@@ -322,7 +322,7 @@ def _worker(rank, path):
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
     p = tmp_path_factory.mktemp('dist')
-    mp.spawn(_worker, (str(p),), nprocs=2)
+    forked.spawn(_worker, (str(p),), 2)
     return [torch.load(p/f'{i}.pt') for i in range(2)]
 
 @each

@@ -8,7 +8,7 @@ from fastai_contrastive.objective import Objective
 root = Path(__file__).resolve().parents[1]
 results = root/'nbs/results'
 def runs(glob): return pytest.mark.parametrize('run', sorted(o for o in results.glob(glob) if o.is_dir()), ids=lambda o: o.name)
-wang,objs,real = runs('imagewang-*'),runs('objectives-*'),runs('objectives-[0-9]*')
+wang,objs,real,photos = map(runs, ('imagewang-*','objectives-*','objectives-[0-9]*','photographs-*'))
 
 def script(name):
     spec = importlib.util.spec_from_file_location(f'{name}_results', results/f'{name}.py')
@@ -32,6 +32,20 @@ def test_rows_are_comparable(run):
     rows = read(run)
     check_rows(rows, ('size','bs','arch','arch_args','epochs','lr','n_images','ft_epochs','ft10_epochs','ft_lr','short_side','board_labels','imagenette10_labels','commit'))
     assert len({(o['pretrain']['images'],o['pretrain']['steps']) for o in rows if 'pretrain' in o})<=1
+    assert len({(o['row'],o['seed']) for o in rows})==len(rows)
+
+@photos
+def test_tables_of_photographs(run):
+    md = (root/'README.md').read_text(encoding='utf-8')
+    for t in script('photographs').tables(run): assert t in md
+
+@photos
+def test_photographs_are_comparable(run):
+    "The same images, steps and fine-tuning in each group, whatever the loss"
+    rows = read(run)
+    check_rows(rows, ('size','bs','arch','arch_args','epochs','lr','ft','ft_lr','short_side','acc1_labels','acc1_steps','acc10_labels'))
+    assert len({(o['pretrain']['images'],o['pretrain']['steps']) for o in rows if 'pretrain' in o})<=1
+    for labels in False,True: assert len({o['acc10_steps'] for o in rows if o['row'].startswith('labels')==labels})<=1
     assert len({(o['row'],o['seed']) for o in rows})==len(rows)
 
 @objs

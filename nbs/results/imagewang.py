@@ -12,31 +12,16 @@ On a GPU:
     python nbs/results/imagewang.py --size 128 --bs 256 --arch xresnet34 --arch-args '{}' --n-images 0 --epochs 100 \
         --ft-epochs 5 --ft10-epochs 40 --short-side 0 --seeds 5 --out nbs/results/imagewang-128px
 """
-import os, time
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).parent))
 from fastcore.script import *
-from fastai.vision.all import *
-from fastai_contrastive.all import *
-from fastai_contrastive.recipes import provenance, write_row
+from shared import *
+from fastai_contrastive.recipes import provenance
 
 rows = dict(scratch={}, rotation=dict(task='rotation'), inpainting=dict(task='inpainting'),
     simclr=dict(objective='simclr'), **{'rotation+simclr':dict(task='rotation', objective='simclr'),
     'inpainting+simclr':dict(task='inpainting', objective='simclr')})
-
-def small(name, short_side):
-    "The data set, resized once so that its shorter side is `short_side`; 0 leaves it as it is"
-    path = data_path(name, 64)
-    if not short_side: return path
-    dest = path.parent/f'{path.name}-short{short_side}'
-    if not dest.exists():
-        tmp = dest.with_name(f'.{dest.name}.{os.getpid()}')
-        for fn in progress_bar(image_files(path)):
-            to = tmp/fn.relative_to(path)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            im = load_rgb(fn, short_side)
-            f = short_side/min(im.size)
-            im.resize([round(o*f) for o in im.size], Image.Resampling.BILINEAR).save(to, 'JPEG', quality=90)
-        tmp.rename(dest)
-    return dest
 
 def some_files(path, n):
     "All files of `train/` and `unsup/`, or `n` of them drawn once for all rows and seeds"
@@ -74,25 +59,11 @@ def job(name, seed, a):
         row[k],row[f'{k}_labels'],row[f'{k}_seconds'] = ft['accuracy'],ft['n_labels'],ft['seconds']
     return {**row, **provenance()}
 
-class LastEpochOnly(Callback):
-    "Validate after the last epoch only"
-    def before_validate(self):
-        if self.epoch<self.n_epoch-1: raise CancelValidException()
-
 def table(out):
     "A row a method: mean ± standard deviation over the seeds (and each seed's value in the files)"
-    got = L(json.loads(o.read_text()) for o in sorted(Path(out).glob('*.json')))
     cols = dict(board='board: all of `train/`, accuracy on `val/`', knn_dogs='kNN, dogs', linear_dogs='linear, dogs',
                 imagenette10='10% of Imagenette\'s labels')
-    lines = ['| pretraining | seeds | '+' | '.join(cols.values())+' |', '| --- '*(len(cols)+2)+'|']
-    for name in rows:
-        rs = got.filter(lambda o: o['row']==name)
-        if not rs: continue
-        def cell(k):
-            v = 100*np.array(rs.attrgot(k))
-            return f'{v.mean():.1f} ± {v.std(ddof=1):.1f}' if len(v)>1 else f'{v[0]:.1f}'
-        lines.append(f'| {name} | {len(rs)} | '+' | '.join(map(cell, cols))+' |')
-    return '\n'.join(lines)
+    return mean_table(read_rows(out), rows, cols)
 
 @call_parse
 def main(
@@ -119,17 +90,6 @@ def main(
     a.arch_args = json.loads(arch_args)
     make_table = globals()['table']
     if table: return print(make_table(out))
-    check_writable(Path(out)/'x')
-    (Path(out)/'weights').mkdir(exist_ok=True)
-    for seed in range(seeds):
-        for name in only.split(',') if only else rows:
-            fn,busy = Path(out)/f'{name}-{seed}.json',Path(out)/'weights'/f'{name}-{seed}.busy'
-            if fn.exists() or busy.exists(): continue
-            busy.touch()
-            try:
-                start = time.time()
-                row = job(name, seed, a)
-                write_row({**row, 'seconds':round(time.time()-start,1)}, fn)
-                print(name, seed, {k:row[k] for k in ('board','knn_dogs','linear_dogs','imagenette10')}, flush=True)
-            finally: busy.unlink()
+    names = only.split(',') if only else rows
+    run_missing([(o,s) for s in range(seeds) for o in names], out, lambda name,seed: job(name, seed, a))
     print(make_table(out))

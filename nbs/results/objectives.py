@@ -27,7 +27,8 @@ from fastai.vision.all import *
 from fastai_contrastive.all import *
 from fastai_contrastive.recipes import provenance, write_row
 sys.path.insert(0, str(Path(__file__).parent))
-from imagewang import small, classes_of_val
+from shared import small, claim, cell, read_rows
+from imagewang import classes_of_val
 
 untrained,reference = 'untrained','lightly-simclr'
 references = [reference, *(f'lightly-{o}' for o in ('barlowtwins','byol','simsiam'))]
@@ -205,9 +206,6 @@ def cost(name, a):
         mb=round(peak_mb()-base), student_passes=passes[0], teacher_passes=sum(passes[1:]),
         vit=None if name in references else takes_vit(name), **{k:getattr(a, k) for k in kept}, **provenance())
 
-def _cell(v): return f'{100*np.mean(v):.1f} ± {100*np.std(v, ddof=1):.1f}' if len(v)>1 else f'{100*v[0]:.1f}'
-
-def read_rows(out): return L(json.loads(o.read_text()) for o in sorted(Path(out).glob('*.json')) if o.name!='cost.json')
 def read_cost(out): return json.loads((Path(out)/'cost.json').read_text()) if (Path(out)/'cost.json').exists() else {}
 
 def _facts(name):
@@ -227,7 +225,7 @@ def table(out):
         if not rs: continue
         title = (f'`{name}`' if name in known() else name) + (' (labels)' if rs[0].get('labels') else '')
         epochs = '' if name==untrained else str(rs[0]['epochs'])
-        cells = [title, *_facts(name), epochs, _cell(rs.attrgot('knn')), _cell(rs.attrgot('linear'))]
+        cells = [title, *_facts(name), epochs, cell(rs.attrgot('knn')), cell(rs.attrgot('linear'))]
         if c:
             passes = ' + '.join(f'{c[k]:g}' for k in ('student_passes','teacher_passes') if c[k])
             cells += [{True:'yes', False:'no'}.get(c['vit'], ''), passes, f"{c['seconds_per_step']:.2f}", str(c['mb'])]
@@ -248,11 +246,8 @@ def run_jobs(names, seeds, out):
     "What is missing, each in a process of its own"
     for seed in range(seeds):
         for name in names:
-            fn,busy = Path(out)/f'{name}-{seed}.json',Path(out)/f'.{name}-{seed}.busy'
-            if fn.exists() or busy.exists(): continue
-            busy.touch()
-            try: call('--job', f'{name}:{seed}')
-            finally: busy.unlink()
+            with claim(Path(out)/f'{name}-{seed}.json') as mine:
+                if mine: call('--job', f'{name}:{seed}')
 
 @call_parse
 def main(

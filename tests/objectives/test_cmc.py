@@ -1,5 +1,5 @@
 "CMC against its equation; encoders of two halves; and their files"
-import math, pytest, subprocess, sys
+import forked, math, pytest
 from utils import *
 from fastai_contrastive.encoder import *
 from fastai_contrastive.encoder import SplitBody
@@ -57,7 +57,8 @@ def test_a_trained_encoder_opens_in_a_new_process_with_the_same_features(tmp_pat
     fn = save_encoder(learn, tmp_path/'e')
     torch.save(x, tmp_path/'x.pt')
     code = f"import torch; from fastai_contrastive.encoder import *; e = load_encoder(r'{fn}').eval(); torch.save((e(torch.load(r'{tmp_path}/x.pt')).detach(), e.nf, e.arch), r'{tmp_path}/f.pt')"
-    subprocess.run([sys.executable, '-c', code], check=True)
+    r = forked.code(code)
+    assert r.returncode==0, r.stderr
     f,nf,arch = torch.load(tmp_path/'f.pt')
     assert torch.allclose(f, learn.model[0].eval()(x), atol=1e-5) and (nf,arch)==(2*enc.nf,'split:xresnet18')
 
