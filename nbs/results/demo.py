@@ -7,9 +7,9 @@ script can be stopped and started again, and two copies can share the work:
     python nbs/results/demo.py --seeds 10,12,14,16,18 # one of two copies
     python nbs/results/demo.py --table-only           # the table of what is there
 
-The settings were found on seeds of 100 and above. A first choice of them (the term's weight .8, 20 epochs) did not hold in
-one of the four seeds 0 to 3, whose rows are in `demo-32px-first/`; so the weight was lowered to .5 and the training made
-longer, by looks at other seeds again, and the seeds that are reported are ones that had no part in any of this.
+The settings were found on seeds of 100 and above. A first choice of them (the term's weight .8, 20 epochs) did not hold
+in one of the four seeds 0 to 3, whose rows are in `demo-32px-first/`; so the weight was lowered to .5 and the training
+made longer, by looks at other seeds again, and the seeds that are reported had no part in any of this.
 """
 import tempfile, time
 from fastcore.script import *
