@@ -32,7 +32,7 @@ _demo_runs = {'from scratch':(None,None), 'inpainting':('inpainting',None), 'Sim
               'inpainting + SimCLR':('inpainting','simclr')}
 # Any hue for any other, and crops that leave a shape in sight
 _demo_views = dict(scale=(.4,1.), brightness=.6, contrast=.6, saturation=.8, hue=.5, p_grey=.3)
-_demo_weight,_demo_lr = .8,1e-2
+_demo_weight,_demo_lr = .5,1e-2
 
 def _demo_encoder(seed):
     "The encoder that every row starts from"
@@ -189,7 +189,7 @@ def demo(
     n_labelled:int=200, # Training images with a label, of 10 classes
     n_unlabelled:int=1800, # Images without a label, which only pretraining sees
     n_valid:int=300, # Validation images
-    epochs:int=20, # Of pretraining
+    epochs:int=24, # Of pretraining
     finetune_epochs:int=12, # Of fine-tuning
     bs:int=64, # Images a batch in pretraining
     n_probe:int=1500, # Images to read factors from, and as many others to judge that by

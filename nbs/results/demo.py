@@ -3,11 +3,13 @@
 Each seed is one run of `contrastive-demo` with its default settings, and writes one JSON file into `demo-32px/`, so the
 script can be stopped and started again, and two copies can share the work:
 
-    python nbs/results/demo.py                        # every seed of 0 to 9 that is missing
-    python nbs/results/demo.py --seeds 0,2,4,6,8      # one of two copies
+    python nbs/results/demo.py                        # every seed of 10 to 19 that is missing
+    python nbs/results/demo.py --seeds 10,12,14,16,18 # one of two copies
     python nbs/results/demo.py --table-only           # the table of what is there
 
-The settings were found on seeds of 100 and above.
+The settings were found on seeds of 100 and above. A first choice of them (the term's weight .8, 20 epochs) did not hold
+in one of the four seeds 0 to 3, whose rows are in `demo-32px-first/`; so the weight was lowered to .5 and the training
+made longer, by looks at other seeds again, and the seeds that are reported had no part in any of this.
 """
 import tempfile, time
 from fastcore.script import *
@@ -62,7 +64,7 @@ def table(run=here):
 
 @call_parse
 def main(
-    seeds:str='0,1,2,3,4,5,6,7,8,9', # Those to run, if they are missing
+    seeds:str='10,11,12,13,14,15,16,17,18,19', # Those to run, if they are missing
     out:str=str(here), # Folder of the rows
     table_only:store_true=False, # Only print the table?
 ):
