@@ -58,7 +58,28 @@ def cosines(self:TermGradients)->pd.DataFrame: # step, a, b, cosine
         if [o['loss'] for o in rows].index(a)<[o['loss'] for o in rows].index(b)]
     return pd.DataFrame(rows, columns=['step','a','b','cosine'])
 
-# %% ../nbs/terms/05_sight.ipynb #eb4661b7
+# %% ../nbs/terms/05_sight.ipynb #8654449d
+def _value(row, i):
+    "Column `i` of a row, nan where there is none: a fit that was cancelled leaves short ones"
+    return math.nan if i>=len(row) or row[i] is None else float(row[i])
+
+def _columns(rec, cols):
+    "The groups of columns that share a picture; `ValueError` before a fit and for an unknown column"
+    if not len(getattr(rec, 'values', [])): raise ValueError('nothing recorded: call fit first')
+    names = [o for o in rec.metric_names if o not in ('epoch','time')]
+    unknown = [c for c in L(cols) if c not in names]
+    if unknown: raise ValueError(f'no column {unknown[0]!r}: there are {names}')
+    losses = [o for o in names if o in ('train_loss','valid_loss')]
+    return names,[losses,*[[o] for o in (names if cols is None else L(cols)) if o not in losses]]
+
+def _plot_epochs(axs, rec, names, groups):
+    curves = {o: [_value(row, i) for row in rec.values] for i,o in enumerate(names)}
+    for ax,group in zip(axs, groups):
+        for o in group: ax.plot(range(1, len(rec.values)+1), curves[o], marker='.', label=o)
+        ax.set(xlabel='epoch', title='task' if group is groups[0] else group[0])
+    axs[0].legend()
+
+# %% ../nbs/terms/05_sight.ipynb #c31a1670
 def _smooth(v): return v.ewm(alpha=max(.02, min(1., 10/max(len(v), 1)))).mean()
 
 def _lines(ax, xs, vs, name, color):
@@ -84,26 +105,31 @@ def _plot_gradients(axs, tg, colors):
     axs[1].axhline(0, color='grey', lw=.5)
     axs[1].set_ylim(-1, 1)
 
-# %% ../nbs/terms/05_sight.ipynb #2093efab
-_panels = ['loss', 'weight', 'gradient on the encoder,\nthick: times the weight', "cosine of two losses' gradients"]
+# %% ../nbs/terms/05_sight.ipynb #bdf630d1
+_panels = ['loss', 'weight', 'gradient (thick: × weight)', 'cosine of gradients']
 
-def plot_terms(
-    learn:Learner, # After a fit with terms
-    figsize:tuple|None=None, # Width and height, inches
-)->plt.Figure:
-    "Loss and weight of every term over the steps of the last fit; gradients and cosines, if `TermGradients` was there."
-    terms = learn._grab_cbs(TermCallback)
-    if not any(len(c._history) for c in terms):
-        raise ValueError('there is nothing to draw: plot_terms shows the last fit of a Learner that has terms')
-    tg = first(learn._grab_cbs(TermGradients), lambda o: len(o._rows))
+def _plot_steps(axs, learn, terms, tg):
     colors = {k:f'C{i}' for i,k in enumerate(['task',*[c.name for c in terms]])}
-    n = 2 if tg is None else 4
-    fig,axs = plt.subplots(1, n, figsize=ifnone(figsize, (3.2*n, 2.6)), layout='constrained')
     _plot_losses(axs, learn, terms, colors)
     if tg is not None: _plot_gradients(axs[2:], tg, colors)
     for ax,title in zip(axs, _panels):
-        ax.set_title(title, size=9)
-        ax.set_xlabel('step', size=8)
-        ax.tick_params(labelsize=8)
+        ax.set(title=title, xlabel='step')
         if ax.lines: ax.legend(fontsize=7)
+
+def plot_terms(
+    learn:Learner, # After a fit
+    cols:str|list|None=None, # Only these columns beside the losses, and no steps; all if None
+)->plt.Figure: # A row by epoch and, where there are terms, a row by step
+    """Columns of the last fit by epoch; loss and weight of every term by step; gradients and cosines, if
+    `TermGradients` was there. Raises `ValueError` before a fit and for an unknown column."""
+    names,groups = _columns(learn.recorder, cols)
+    cbs = getattr(learn, 'cbs', []) if cols is None else []
+    terms = [c for c in cbs if isinstance(c, TermCallback) and c._history]
+    tg = first(c for c in cbs if isinstance(c, TermGradients) and c._rows)
+    n = (2 if tg is None else 4) if terms else 0
+    fig = plt.figure(figsize=(2.6*max(n, len(groups)), 2.2*(1+bool(n))), dpi=72, layout='constrained')
+    plt.close(fig)
+    rows = fig.subfigures(1+bool(n), 1, squeeze=False)[:,0]
+    _plot_epochs(rows[0].subplots(1, len(groups), squeeze=False)[0], learn.recorder, names, groups)
+    if n: _plot_steps(rows[1].subplots(1, n, squeeze=False)[0], learn, terms, tg)
     return fig

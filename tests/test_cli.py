@@ -1,5 +1,6 @@
 "The commands: what they print, what they write, and what they say to a mistake"
 import json, os, re, runpy, shlex, shutil, signal, subprocess, sys, time
+from functools import partial
 from importlib import reload
 from pathlib import Path
 
@@ -531,7 +532,8 @@ def test_signals(shapes, tmp_path, sig, status, word):
     "The installed command, stopped from outside once an epoch is there"
     exe = Path(sys.executable).with_name('contrastive-pretrain')
     p = subprocess.Popen([exe, '--data', shapes, '--objective', 'simclr', *tiny, '--epochs', '5000', '--out', tmp_path/'w'], text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path)
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path,
+        preexec_fn=partial(signal.signal, sig, signal.SIG_DFL)) # Started in the background, the tests may ignore Ctrl-C
     try:
         for _ in range(1200):
             if (tmp_path/'w.json').exists() or p.poll() is not None: break

@@ -79,14 +79,18 @@ def test_bad_input():
     for o in (0, .5, None):
         with pytest.raises(ValueError, match='every is a number of steps'): TermGradients(every=o)
     with pytest.raises(ValueError, match='this Learner has none'): fit(make_learn(TermGradients()))
-    with pytest.raises(ValueError, match='nothing to draw'): plot_terms(make_learn(term()))
+    with pytest.raises(ValueError, match='call fit first'): plot_terms(make_learn(term()))
 
 def test_pictures():
+    epochs = ['task','accuracy','simclr_loss','rotation_loss','rotation_accuracy']
+    def _titles(learn, *args): return [o.get_title() for o in plot_terms(learn, *args).axes]
+    assert _titles(fit(make_learn(), 2))==epochs[:2]
     learn = fit(make_learn(two_terms()), 2)
-    assert len(plot_terms(learn).axes)==2
+    assert _titles(learn)==[*epochs,'loss','weight'] and _titles(learn, 'accuracy')==epochs[:2]
     learn = fit(make_learn([*two_terms(Balanced(every=2)), TermGradients(every=2)]), 2)
-    axs = plot_terms(learn).axes
-    assert len(axs)==4 and [o.get_text() for o in axs[0].get_legend().get_texts()]==['task','simclr','rotation']
+    loss,weight,grad,cos = plot_terms(learn).axes[5:]
+    assert [o.get_text() for o in loss.get_legend().get_texts()]==['task','simclr','rotation']
+    assert len(grad.lines)==6 and len(cos.get_legend().get_texts())==3 and list(weight.lines[0].get_ydata())==list(learn.simclr.history.weight)
     assert len({round(v, 6) for v in learn.simclr.history.weight})>1
 
 def test_history_is_of_the_last_fit():

@@ -40,8 +40,8 @@ def job(name, seed, a):
 def table(out):
     "Means over the seeds"
     rows,keys = read_rows(out),['shape',"ground's colour",'size','turn','place']
-    lines = ['| task | weight of SimCLR | seeds | '+' | '.join(keys)+" | the term's gradient over the task's | cosine |",
-             '| --- '*(len(keys)+5)+'|']
+    head = ['task', 'weight of SimCLR', 'seeds', *keys, "the term's gradient over the task's", 'cosine']
+    lines = ['| '+' | '.join(head)+' |', '| --- '*len(head)+'|']
     for name,(t,w) in names.items():
         rs = rows.filter(lambda o: o['row']==name)
         if not rs: continue

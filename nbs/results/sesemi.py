@@ -42,7 +42,8 @@ def job(arm, seed, a):
     with learn.no_bar(): p,y = learn.get_preds()
     scored = y.unique()
     dogs = scored[p[:,scored].argmax(1)]==y
-    return dict(arm=arm, seed=seed, size=a.size, bs=a.bs, arch=a.arch, arch_args=a.arch_args, pct=a.pct, epochs=a.epochs,
+    return dict(arm=arm, seed=seed, size=a.size, bs=a.bs, arch=a.arch, arch_args=a.arch_args, pct=a.pct,
+        epochs=a.epochs,
         labels=len(dls.train_ds), images=len(every.dataset), steps=learn.train_iter,
         train_loss=round(logged['train_loss'], 4),
         **{k:round(float(logged[k]), 4) for k in ('rotation_loss','rotation_accuracy') if k in logged},
