@@ -58,7 +58,7 @@ def cosines(self:TermGradients)->pd.DataFrame: # step, a, b, cosine
         if [o['loss'] for o in rows].index(a)<[o['loss'] for o in rows].index(b)]
     return pd.DataFrame(rows, columns=['step','a','b','cosine'])
 
-# %% ../nbs/terms/05_sight.ipynb #8654449d
+# %% ../nbs/terms/05_sight.ipynb #94c2239c
 def _value(row, i):
     "Column `i` of a row, nan where there is none: a fit that was cancelled leaves short ones"
     return math.nan if i>=len(row) or row[i] is None else float(row[i])
@@ -79,7 +79,7 @@ def _plot_epochs(axs, rec, names, groups):
         ax.set(xlabel='epoch', title='task' if group is groups[0] else group[0])
     axs[0].legend()
 
-# %% ../nbs/terms/05_sight.ipynb #c31a1670
+# %% ../nbs/terms/05_sight.ipynb #8ec9bb26
 def _smooth(v): return v.ewm(alpha=max(.02, min(1., 10/max(len(v), 1)))).mean()
 
 def _lines(ax, xs, vs, name, color):
@@ -105,7 +105,7 @@ def _plot_gradients(axs, tg, colors):
     axs[1].axhline(0, color='grey', lw=.5)
     axs[1].set_ylim(-1, 1)
 
-# %% ../nbs/terms/05_sight.ipynb #bdf630d1
+# %% ../nbs/terms/05_sight.ipynb #2c6eaa97
 _panels = ['loss', 'weight', 'gradient (thick: × weight)', 'cosine of gradients']
 
 def _plot_steps(axs, learn, terms, tg):
