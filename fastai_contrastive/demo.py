@@ -15,6 +15,7 @@ from .core import *
 from .data import *
 from .data import _mk_dls, _split
 from .encoder import *
+from .lessons import drawn_views
 from .evaluation.knn import *
 from .evaluation.factors import *
 from .plots import *
@@ -30,8 +31,6 @@ from .lines import *
 _demo_arch,_demo_args = 'xresnet18',dict(widen=.25, stem_szs=(8,8,64))
 _demo_runs = {'from scratch':(None,None), 'inpainting':('inpainting',None), 'SimCLR':(None,'simclr'),
               'inpainting + SimCLR':('inpainting','simclr')}
-# Any hue for any other, and crops that leave a shape in sight
-_demo_views = dict(scale=(.4,1.), brightness=.6, contrast=.6, saturation=.8, hue=.5, p_grey=.3)
 _demo_weight,_demo_lr = .5,1e-2
 
 def _demo_encoder(seed):
@@ -81,7 +80,7 @@ def _demo_pretrain(i, a):
     if not (task or objective): return _demo_encoder(a.seed),None
     both = dict(weight=_demo_weight) if task and objective else {}
     r = Recipe(str(a.path), a.size, a.bs, _demo_arch, _demo_args, task, objective=objective, **both,
-        views_args=_demo_views if objective else {}, epochs=a.epochs, lr=_demo_lr, seed=a.seed)
+        views_args=drawn_views if objective else {}, epochs=a.epochs, lr=_demo_lr, seed=a.seed)
     lines = Lines(f'{3*i}/11 pretraining, {name}:')
     dls = _demo_dls(a.images, a.path, a.bs, a.seed)
     learn,row = recipes.pretrain(r, _demo_file(a.out, name), dls, cbs=[lines,ChannelsLast()])
@@ -108,7 +107,7 @@ def _demo_run(i, a):
 def _demo_pictures(out, rows, labelled, seed):
     "What was kept, views of five images, and neighbours by the encoder of the last row"
     plot_factors({o['row']:o['factors'] for o in rows}, 'read from frozen features (%)').savefig(out/'factors.png')
-    show_views(labelled, Views(**_demo_views), n_images=5, seed=seed).savefig(out/'views.png')
+    show_views(labelled, Views(**drawn_views), n_images=5, seed=seed).savefig(out/'views.png')
     enc = load_encoder(_demo_file(out, list(_demo_runs)[-1]))
     show_neighbours(enc, labelled, n=6, k=6, seed=seed, pbar=False).savefig(out/'neighbours.png')
 

@@ -212,7 +212,7 @@ def term_cbs(
 )->list: # A callback for each
     "`ContrastiveCallback` for an objective, `PretextTerm` for a pretext task."
     kind = lambda o: ContrastiveCallback if isinstance(o, Objective) else PretextTerm
-    return [kind(o)(o, weight=w, dl=None if dl is None else dl.new(), **kwargs) for o,w in parts]
+    return [kind(o)(o, weight=w, dl=dl, **kwargs) for o,w in parts]
 
 # %% ../nbs/runs/02_given.ipynb #b22b86fe
 _of_files = 'num_workers','skip_bad','device','norm','value_range'

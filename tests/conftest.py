@@ -1,4 +1,4 @@
-import os, tempfile
+import os, tempfile, warnings
 from pathlib import Path
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
@@ -6,6 +6,7 @@ if 'MPLCONFIGDIR' not in os.environ and not os.access(Path.home(), os.W_OK): os.
 
 import matplotlib
 matplotlib.use('Agg')
+import matplotlib.pyplot as plt
 import pytest, torch
 from fastai.vision.all import fastai_path, set_seed
 from fastai_contrastive.data import synth_images
@@ -26,6 +27,15 @@ def pytest_collection_modifyitems(items):
 def seed():
     "Every test starts from the same random state"
     set_seed(0)
+
+@pytest.fixture
+def strict(tmp_path, monkeypatch):
+    "In a folder of its own, where a warning is an error; for a whole file: `pytestmark = pytest.mark.usefixtures('strict')`"
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        yield
+    plt.close('all')
 
 @pytest.fixture(scope='session')
 def synth(tmp_path_factory):

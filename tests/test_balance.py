@@ -2,16 +2,11 @@
 import pytest
 from utils import *
 from fastai.callback.training import GradientAccumulation
-from fastai.callback.fp16 import MixedPrecision
 from fastai_contrastive.balance import *
 from fastai_contrastive.encoder import get_encoder
 from fastai_contrastive.term import *
 
-@pytest.fixture(autouse=True)
-def strict():
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', UserWarning)
-        yield
+pytestmark = pytest.mark.usefixtures('strict')
 
 @pytest.fixture(params=kinds)
 def kind(request):
@@ -159,13 +154,6 @@ def test_accumulated_it_counts_steps_and_stays_within_one(kind):
     fit(make_learn(cb, make_dls(n=32, bs=4), pooled(plain_body())), 1, cbs=GradientAccumulation(8))
     assert looks==[0,4] and cb.weight.n==4
     assert [cb.history.weight[i]==cb.history.weight[i-1] for i in range(1,8)]==[True]*3+[False]+[True]*3
-
-class CPUMixed(MixedPrecision):
-    "fastai's mixed precision, on the CPU"
-    def __init__(self, dtype=torch.bfloat16): super().__init__('bf16'); self.dtype = dtype
-    def before_fit(self):
-        self.autocast = torch.autocast('cpu', dtype=torch.bfloat16, enabled=self.dtype==torch.bfloat16)
-        self.learn.scaler,self.scales = torch.amp.GradScaler('cpu', init_scale=64., enabled=self.dtype!=torch.bfloat16),L()
 
 @pytest.mark.parametrize('dtype,tol', [(torch.bfloat16,.1), (torch.float32,1e-4)])
 def test_mixed_precision(kind, dtype, tol):

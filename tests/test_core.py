@@ -5,7 +5,6 @@ import matplotlib
 matplotlib.use('Agg')
 from utils import *
 from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.interpret import Interpretation
@@ -60,13 +59,7 @@ def kind(request):
 
 def test_the_exceptions_are_tests(): assert not [o for o in only_contrastive if o not in globals()]
 
-@pytest.fixture(autouse=True)
-def strict(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', UserWarning)
-        yield
-    plt.close('all')
+pytestmark = pytest.mark.usefixtures('strict')
 
 opts = dict(adam=Adam, sgd=partial(SGD, mom=.9), ranger=partial(ranger, k=2), adamw=partial(OptimWrapper, opt=torch.optim.AdamW),
     torch_sgd=partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9))
@@ -428,13 +421,6 @@ def test_a_step_whose_last_batch_is_passed_over_is_still_the_terms():
     was = head_ws(cb)
     fit(make_learn(cb, dls=make_dls(n=9), model=pooled(plain_body()), opt_func=SGD), 1, 'fit', .1, cbs=GradientAccumulation(9))
     assert len(steps)==1 and not torch.equal(was, steps[0]) and all(p.grad is None or not p.grad.any() for p in cb.heads)
-
-class CPUMixed(MixedPrecision):
-    "fastai's mixed precision, on the CPU"
-    def __init__(self, dtype=torch.bfloat16): super().__init__('bf16'); self.dtype = dtype
-    def before_fit(self):
-        self.autocast = torch.autocast('cpu', dtype=torch.bfloat16, enabled=self.dtype==torch.bfloat16)
-        self.learn.scaler,self.scales = torch.amp.GradScaler('cpu', init_scale=64., enabled=self.dtype!=torch.bfloat16),L()
 
 class Dtypes(SimCLR):
     seen = []

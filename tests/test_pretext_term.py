@@ -10,13 +10,7 @@ from fastai.callback.training import GradientAccumulation
 from fastai_contrastive.encoder import get_encoder
 from fastai_contrastive.term import *
 
-@pytest.fixture(autouse=True)
-def strict(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', UserWarning)
-        yield
-    plt.close('all')
+pytestmark = pytest.mark.usefixtures('strict')
 
 makes = dict(rotation=lambda **kw: PretextTerm(question(fixed=True, seeded=True), **kw),
     inpainting=lambda **kw: PretextTerm(question(fixed=True, seeded=True, norms=True), **kw),

@@ -10,12 +10,7 @@ from fastai_contrastive.pretext_term import *
 from fastai_contrastive.sight import *
 from fastai_contrastive.term import *
 
-@pytest.fixture(autouse=True)
-def strict():
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', UserWarning)
-        yield
-    plt.close('all')
+pytestmark = pytest.mark.usefixtures('strict')
 
 def two_terms(w=.5): return [term(w), PretextTerm(Rotation(), .25)]
 

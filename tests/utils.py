@@ -1,5 +1,6 @@
 "Images, networks and learners so small that a fit takes a moment"
 from fastai.vision.all import *
+from fastai.callback.fp16 import MixedPrecision
 from types import SimpleNamespace
 from fastai_contrastive.core import *
 from fastai_contrastive.objectives.simclr import *
@@ -157,6 +158,13 @@ def built(objective=None, nf=12):
 def head_ws(cb): return torch.cat([p.detach().flatten() for p in cb.heads]).clone()
 
 def opt_ids(opt): return [[id(p) for p in g] for g in opt.param_lists]
+
+class CPUMixed(MixedPrecision):
+    "fastai's mixed precision, on the CPU"
+    def __init__(self, dtype=torch.bfloat16): super().__init__('bf16'); self.dtype = dtype
+    def before_fit(self):
+        self.autocast = torch.autocast('cpu', dtype=torch.bfloat16, enabled=self.dtype==torch.bfloat16)
+        self.learn.scaler,self.scales = torch.amp.GradScaler('cpu', init_scale=64., enabled=self.dtype!=torch.bfloat16),L()
 
 class ByPixels(Rotation):
     "Turns that an image's own pixels tell, whatever batch it is in"

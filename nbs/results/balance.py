@@ -23,7 +23,7 @@ def job(name, seed, a):
         dls = demo._demo_dls(demo._demo_images(path), path, 64, seed)
     enc = demo._demo_encoder(seed)
     set_seed(seed)
-    views = SimCLR().views().but(**demo._demo_views)
+    views = SimCLR().views().but(**drawn_views)
     term = ContrastiveCallback(SimCLR(), views, w)
     learn = pretext_learner(dls, enc, task, cbs=[term, TermGradients(every=20)], wd=1e-2)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(a.epochs, demo._demo_lr)

@@ -11,12 +11,10 @@ again:
 The settings were chosen on seeds from 100 on. All arms of a seed have the same number of steps, and begin with the same
 encoder and classifier; accuracy is that on 500 validation images after the last step.
 """
-import json, time
 from fastcore.script import *
-from fastai.vision.all import *
-from fastai_contrastive.all import *
+from shared import *
 from fastai_contrastive.lessons import drawn_views
-from fastai_contrastive.recipes import provenance, write_row
+from fastai_contrastive.recipes import provenance
 
 few,many = dict(n_per_class=10, epochs=60),dict(n_per_class=60, epochs=10)
 arms = {'alone':few, 'term':dict(few, weight=1.),                         # 100 labels; the term sees all 2,100 images
@@ -25,11 +23,6 @@ arms = {'alone':few, 'term':dict(few, weight=1.),                         # 100 
 what = dict(alone='100 labels alone', term='100 labels, SimCLR on all images', own='100 labels, SimCLR on those only',
     heavy='100 labels, SimCLR on all images with weight 100', many='600 labels alone',
     **{'many+term':'600 labels, SimCLR on all images'})
-
-class LastEpochOnly(Callback):
-    "Validate after the last epoch only"
-    def before_validate(self):
-        if self.epoch<self.n_epoch-1: raise CancelValidException()
 
 def in_memory(dl, *tfms, **kwargs):
     "A loader over the same images, read once"
@@ -53,7 +46,7 @@ def model():
     body = nn.Sequential(*[ConvLayer(a, b, stride=2) for a,b in zip(ws, ws[1:])])
     return nn.Sequential(body, nn.Sequential(nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(128, 10)))
 
-def job(seed, n_per_class, epochs, weight=0., dl=True):
+def job(arm, seed, n_per_class, epochs, weight=0., dl=True):
     "Train one arm with one seed, and give its row"
     dls,every = loaders(seed, n_per_class)
     set_seed(seed)
@@ -63,13 +56,13 @@ def job(seed, n_per_class, epochs, weight=0., dl=True):
     learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=[LastEpochOnly(), *term])
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-2)
     row = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[-1]))
-    return dict(seed=seed, labels=len(dls.train.dataset), images=len(every.dataset), weight=weight,
+    return dict(arm=arm, seed=seed, labels=len(dls.train.dataset), images=len(every.dataset), weight=weight,
         dl=bool(term) and dl, steps=learn.train_iter, **{k:round(float(v), 4) for k,v in row.items()},
         cpu_seconds=round(time.process_time()-start, 1), **provenance())
 
 def table(out):
     "A row an arm: mean ± standard deviation of the accuracy over the seeds, and each seed's"
-    got = L(json.loads(o.read_text()) for o in sorted(Path(out).glob('*.json')))
+    got = read_rows(out)
     lines = ['| arm | seeds | accuracy | each seed |', '| --- | --- | --- | --- |']
     for arm,s in what.items():
         v = 100*np.array(got.filter(lambda o: o['arm']==arm).sorted('seed').attrgot('accuracy'))
@@ -86,11 +79,5 @@ def main(
 ):
     "Train what is not there yet"
     if table: return print(globals()['table'](out))
-    Path(out).mkdir(parents=True, exist_ok=True)
-    for seed in range(seeds):
-        for arm in only.split(','):
-            f = Path(out)/f'{arm}-{seed}.json'
-            if f.exists(): continue
-            row = dict(arm=arm, **job(seed, **arms[arm]))
-            write_row(row, f)
-            print(arm, seed, row['accuracy'], row['cpu_seconds'], flush=True)
+    todo = [(arm,seed) for seed in range(seeds) for arm in only.split(',')]
+    run_missing(todo, out, lambda arm,seed: job(arm, seed, **arms[arm]))

@@ -14,11 +14,9 @@ On a GPU, at a size that can decide something (all labels, as on the board):
 `board` is the accuracy over all twenty classes, as the leaderboard counts it; `dogs` is that among the ten which are
 scored. Both are of the last epoch, on all of `val/`.
 """
-import json, time
 from fastcore.script import *
-from fastai.vision.all import *
-from fastai_contrastive.all import *
-from fastai_contrastive.recipes import provenance, write_row
+from shared import *
+from fastai_contrastive.recipes import provenance
 
 arms = 'labels','labels+rotation'
 
@@ -43,8 +41,7 @@ def job(arm, seed, a):
     scored = y.unique()
     dogs = scored[p[:,scored].argmax(1)]==y
     return dict(arm=arm, seed=seed, size=a.size, bs=a.bs, arch=a.arch, arch_args=a.arch_args, pct=a.pct,
-        epochs=a.epochs,
-        labels=len(dls.train_ds), images=len(every.dataset), steps=learn.train_iter,
+        epochs=a.epochs, labels=len(dls.train_ds), images=len(every.dataset), steps=learn.train_iter,
         train_loss=round(logged['train_loss'], 4),
         **{k:round(float(logged[k]), 4) for k in ('rotation_loss','rotation_accuracy') if k in logged},
         board=round(accuracy(p, y).item(), 5), dogs=round(dogs.float().mean().item(), 5),
@@ -52,7 +49,7 @@ def job(arm, seed, a):
 
 def table(out):
     "A row an arm: mean ± standard deviation over the seeds, in %, and each seed's"
-    got = L(json.loads(o.read_text()) for o in sorted(Path(out).glob('*.json')))
+    got = read_rows(out)
     lines = ['| | seeds | board | dogs |', '| --- | --- | --- | --- |']
     for arm in arms:
         rs = got.filter(lambda o: o['arm']==arm)
@@ -78,11 +75,4 @@ def main(
     "Train what is not there yet"
     if table: return print(globals()['table'](out))
     a = AttrDict(locals())
-    Path(out).mkdir(parents=True, exist_ok=True)
-    for seed in range(seeds):
-        for arm in arms:
-            f = Path(out)/f'{arm}-{seed}.json'
-            if f.exists(): continue
-            row = job(arm, seed, a)
-            write_row(row, f)
-            print(arm, seed, row['board'], row['dogs'], row['cpu_seconds'], flush=True)
+    run_missing([(arm,seed) for seed in range(seeds) for arm in arms], out, lambda arm,seed: job(arm, seed, a))

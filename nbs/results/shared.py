@@ -21,11 +21,6 @@ def small(name, short_side):
         tmp.rename(dest)
     return dest
 
-class LastEpochOnly(Callback):
-    "Validate after the last epoch only"
-    def before_validate(self):
-        if self.epoch<self.n_epoch-1: raise CancelValidException()
-
 def command(): return shlex.join(['python', f'nbs/results/{Path(sys.argv[0]).name}', *sys.argv[1:]])
 
 @contextmanager
