@@ -8,6 +8,7 @@ __all__ = ['frozen_stats', 'unseen_by_hooks', 'fixed_draws', 'fine_tune_span', '
 
 # %% ../nbs/terms/01_guest.ipynb #3c79820a
 import inspect
+from collections.abc import Iterator
 from fastai.vision.all import *
 
 # %% ../nbs/terms/01_guest.ipynb #49bf567c
@@ -73,7 +74,9 @@ def check_batches(
     dl:DataLoader|torch.utils.data.DataLoader, # A loader that is going to be trained on
     what:str='the training loader', # What the message calls it
 ):
-    "Raise `ValueError` for a loader that gives no batch, where it can be told."
+    "Raise `ValueError` for a loader that gives no batch, where it can be told, or that gives its batches once only."
+    if isinstance(dl, Iterator): raise ValueError(f'{what} is a {type(dl).__name__}, which can be gone through once: '
+        'pass a DataLoader, or a list of batches')
     try: n = len(dl)
     except TypeError: return
     if n: return

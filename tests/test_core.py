@@ -681,6 +681,12 @@ def test_a_second_loader_gives_no_labels_and_may_be_torchs():
 def test_an_empty_second_loader_is_named():
     with pytest.raises(ValueError, match='`dl` is empty'): fit(make_learn(term(dl=[])))
 
+def test_a_second_loader_that_can_be_gone_through_once_is_refused_before_training():
+    learn = make_learn(term(dl=(images(4)[0] for _ in range(9))))
+    was = ws(learn.model)
+    with pytest.raises(ValueError, match='second loader `dl` is a generator, which can be gone through once'): fit(learn, 4)
+    assert torch.equal(was, ws(learn.model))
+
 def test_second_loaders_that_cannot_be():
     class Labels(SimCLR): needs_labels = True
     class Ids(SimCLR): needs_ids = True

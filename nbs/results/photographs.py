@@ -18,10 +18,10 @@ of 128 pixels, 100 epochs and five seeds:
 
 No setting was chosen on the validation images. Weights are 1, as in S4L (arXiv 1905.03670), which trains with labels
 and a rotation or an exemplar loss on all images; lr, weight decay and the settings of tasks and objective are the
-library's. Epochs and batch of fine-tuning are to be those of a few that are best *from scratch*, on a tenth of the training
-images held out (`--looks`), so that the row that must be beaten is as good as it can be. Seen so far: 1% of the labels,
-30.6% after 40 epochs and 31.3 after 100; 10%, 64.9 after 20. The look at 40 epochs, which `--ft` has now, was not
-finished: finish it before the first row.
+library's. Epochs and batch of fine-tuning are to be those of a few that are best *from scratch*, on a tenth of the
+training images held out (`--looks`), so that the row that must be beaten is as good as it can be. Seen so far: 1% of
+the labels, 30.6% after 40 epochs and 31.3 after 100; 10%, 64.9 after 20. The look at 40 epochs, which `--ft` has now,
+was not finished: finish it before the first row.
 """
 import sys
 from pathlib import Path
