@@ -15,7 +15,7 @@ from .core import *
 from .data import *
 from .data import _mk_dls, _split
 from .encoder import *
-from .lessons import drawn_views
+from .lessons import LastEpochOnly, drawn_views
 from .evaluation.knn import *
 from .evaluation.factors import *
 from .plots import *
@@ -28,10 +28,10 @@ from .terminal import *
 from .lines import *
 
 # %% ../nbs/commands/02_demo.ipynb #2b752008
-_demo_arch,_demo_args = 'xresnet18',dict(widen=.25, stem_szs=(8,8,64))
+_demo_arch,_demo_args = 'xresnet_narrow',dict(blocks=1)
 _demo_runs = {'from scratch':(None,None), 'inpainting':('inpainting',None), 'SimCLR':(None,'simclr'),
               'inpainting + SimCLR':('inpainting','simclr')}
-_demo_weight,_demo_lr = .5,1e-2
+_demo_weight,_demo_lr = .8,1e-2
 
 def _demo_encoder(seed):
     "The encoder that every row starts from"
@@ -89,7 +89,7 @@ def _demo_pretrain(i, a):
 # %% ../nbs/commands/02_demo.ipynb #98337b58
 def _demo_finetune(enc, dls, label, a):
     "The row of a fine-tuning; `enc` stays as it is"
-    cbs = [Lines(label),ChannelsLast()]
+    cbs = [Lines(label),LastEpochOnly(),ChannelsLast()]
     return recipes.finetune(deepcopy(enc), str(a.path), None, a.size, 32, a.finetune_epochs, seed=a.seed, dls=dls,
         cbs=cbs)[1]
 
@@ -188,7 +188,7 @@ def demo(
     n_labelled:int=200, # Training images with a label, of 10 classes
     n_unlabelled:int=1800, # Images without a label, which only pretraining sees
     n_valid:int=300, # Validation images
-    epochs:int=24, # Of pretraining
+    epochs:int=20, # Of pretraining
     finetune_epochs:int=12, # Of fine-tuning
     bs:int=64, # Images a batch in pretraining
     n_probe:int=1500, # Images to read factors from, and as many others to judge that by

@@ -19,6 +19,7 @@ class PretextTask:
     loss_func,metrics = None,[]
     vocab = None # Names of the answers, where these are classes
     as_given = False # Is an image as it is a question too? Then `predict` asks it unchanged
+    stats = None # Mean and std of the images, set by who asks; None: they are pixels, 0 to 1
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -48,6 +49,27 @@ class PretextTask:
     )->Tensor: # What of it is held beside the answer in a picture
         "The part of a prediction that answers the question: here all of it."
         return pred
+
+# %% ../nbs/terms/31_task.ipynb #c0ffee12
+def _affine(x, stats):
+    if stats is None: return x.new_zeros(1),x.new_ones(1)
+    return (x.new_tensor(stats[k])[:,None,None] for k in ('mean','std'))
+
+@patch
+def pixels(self:PretextTask,
+    x:Tensor, # Images as the encoder gets them, (..., c, h, w)
+)->Tensor: # Same shape, 0 to 1 where the images were
+    "Without the normalisation."
+    mean,std = _affine(x, self.stats)
+    return x*std + mean
+
+@patch
+def normalised(self:PretextTask,
+    p:Tensor, # Pixels, (..., c, h, w)
+)->Tensor: # Same shape
+    "As the encoder gets them: the way back from `pixels`."
+    mean,std = _affine(p, self.stats)
+    return (p-mean)/std
 
 # %% ../nbs/terms/31_task.ipynb #c94b08c1
 @patch
@@ -118,7 +140,7 @@ def check_images(
 
 # %% ../nbs/terms/31_task.ipynb #e0b7699c
 class PretextModel(nn.Sequential):
-    "Encoder and head; a head with `wants='maps'` is called with the encoder's maps and the images' size."
+    "Encoder and head; a head that `wants` 'maps' is called with the maps and the images' size, 'encoder' with all."
     def __init__(self,
         encoder:nn.Module, # `Encoder`
         head:nn.Module, # From a task's `head`
@@ -129,5 +151,8 @@ class PretextModel(nn.Sequential):
 
     def forward(self, x, *more):
         encoder,head = self
-        if getattr(head, 'wants', 'features')=='maps': return head(encoder.maps(x), x.shape[-2:], *more)
-        return head(encoder(x), *more)
+        wants = getattr(head, 'wants', 'features')
+        if wants=='encoder': return head(encoder, x, *more)
+        if wants=='maps': return head(encoder.maps(x), x.shape[-2:], *more)
+        f = encoder(x) if x.ndim<5 else encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return head(f, *more)

@@ -62,6 +62,7 @@ def _check_mix(self:PretextCallback):
 # %% ../../nbs/pretext/00_core.ipynb #3286a0ea
 @patch
 def before_fit(self:PretextCallback):
+    self.task.stats = dls_stats(self.learn.dls)
     if not self.learn.lock.locked(): check_batches(self.learn.dls.train)
 
 @patch
@@ -98,7 +99,9 @@ class PretextLearner(Learner):
     @property
     def dls(self): return self._dls
     @dls.setter
-    def dls(self, v): self._dls = asked_dls(v, self._task)
+    def dls(self, v):
+        self._dls = asked_dls(v, self._task)
+        self._task.stats = dls_stats(v)
 
     def _split(self, b): super()._split((b,) if isinstance(b, Tensor) else b)
 
