@@ -131,7 +131,7 @@ class Portable(Module):
 # %% ../nbs/parts/07_backbone.ipynb #eba50ce7
 class Encoder(Portable):
     "`enc(x)` → (bs, `nf`) pooled features, `enc.maps(x)` → (bs, c, h, w); `ValueError` if `body` gives neither."
-    nf = stats = recipe = _ndim = None
+    nf = stats = recipe = _ndim = _note = None
     def __init__(self,
         body:nn.Module, # No classifier: images → maps (bs, c, h, w), tokens (bs, n, c) or features (bs, c)
         n_in:int=3, # Channels of the images
@@ -149,7 +149,9 @@ class Encoder(Portable):
 
     def _features(self, x):
         x = x.as_subclass(Tensor) if isinstance(x, Tensor) else x
-        return getattr(self.body, 'forward_features', self.body)(x)
+        f = getattr(self.body, 'forward_features', self.body)(x)
+        if self._note is not None: self._note(x, f)
+        return f
 
     def _pool(self, f):
         if hasattr(self.body, 'forward_head'): return self.body.forward_head(f, pre_logits=True)

@@ -10,6 +10,7 @@ __all__ = ['ContrastiveCallback', 'ViewsOnly', 'encoder_for', 'contrastive_learn
 # %% ../nbs/terms/03_core.ipynb #a1a1327c
 from contextlib import nullcontext
 from fastai.vision.all import *
+from fastai.callback.mixup import MixHandler
 from .distributed import *
 from .stats import *
 from .views import *
@@ -27,6 +28,7 @@ _all_ = ['Objective', 'get_objective', 'Encoder', 'create_encoder', 'save_encode
 class ContrastiveCallback(TermCallback):
     "Adds `weight` times a contrastive term to whatever the `Learner` is trained on"
     made,size_hint = 'views','pass views=objective.views().but(size=..., small_size=...)'
+    _heard = _ear = None
     def __init__(self,
         objective:Objective|str, # An `Objective` (or its name)
         views:Callable|None=None, # Batch (bs, c, h, w) → list of views; the objective's own at the batch's size if None
@@ -35,12 +37,15 @@ class ContrastiveCallback(TermCallback):
         dl:DataLoader|DataLoaders|None=None, # A second, unlabelled loader (of two, the training one) to feed the term
         update_bn:bool=False, # May the views' pass move the running statistics of the encoder's batch norms?
         name:str|None=None, # Attribute of the `Learner` and, with `_loss`, column; the objective's name if None
+        share:bool=False, # Take what the learner's own forward pass sees as the first view, which saves a pass?
     ):
-        self.objective = get_objective(objective)
+        self.objective,self.share = get_objective(objective),share
+        if share: _can_share(self.objective, dl)
         if views is not None and not callable(views):
             raise TypeError(f'views must be callable, batch → list of views: got {type(views).__name__}')
         self.views = views
-        self._given = dict(views=views, weight=weight, encoder=encoder, dl=dl, update_bn=update_bn, name=name)
+        self._given = dict(views=views, weight=weight, encoder=encoder, dl=dl, update_bn=update_bn, name=name,
+            share=share)
         super().__init__(weight, encoder, dl, update_bn, name)
 
     @property
@@ -100,6 +105,7 @@ def before_batch(self:ContrastiveCallback):
     own = self.dl is None and self.learn.training and self.learn.iter==0
     if own and self.objective.needs_ids: self._order = self.learn.dl._DataLoader__idxs
     TermCallback.before_batch(self)
+    if self.share and self._inputs is not None: self._listen()
 
 @patch
 def _rows(self:ContrastiveCallback):
@@ -135,7 +141,7 @@ def compute(self:ContrastiveCallback,
     "The objective's loss for the views."
     obj,training = self.objective,self.learn.training
     if training: obj.pct_train,obj.epoch = self.pct,self.learn.epoch
-    with obj.held() if training else nullcontext(): return obj(self._enc, inputs, self._y)
+    with self._shared(inputs) as views, obj.held() if training else nullcontext(): return obj(self._enc, views, self._y)
 
 @patch
 def follow(self:ContrastiveCallback):
@@ -146,6 +152,73 @@ def follow(self:ContrastiveCallback):
 def discard(self:ContrastiveCallback):
     "Forget what the objective noted since the last step."
     self.objective.discard()
+
+# %% ../nbs/terms/03_core.ipynb #c0ffee22
+def _can_share(objective, dl):
+    who = f'{objective.name}: share=True'
+    if dl is not None: raise ValueError(
+        f"{who} takes the learner's own pass as a view, and dl= feeds the term other images: leave out one of the two")
+    if type(objective).forward is not Objective.forward:
+        raise ValueError(f'{who} is for objectives that get pooled features of each view, and this one asks the '
+            'encoder in a way of its own: leave it out')
+
+@patch
+def _listen(self:ContrastiveCallback):
+    "Note what the encoder gives in the learner's own pass"
+    self._unlisten()
+    if self.alone: raise ValueError(f'{self.name}: share=True, but there is no task whose pass could be shared: '
+        'leave it out')
+    mix = first(self.learn._grab_cbs(MixHandler))
+    if mix: raise ValueError(f'{self.name}: share=True, but {type(mix).__name__} mixes the images of the pass: '
+        'leave out one of the two')
+    enc,there = self._enc,{*self.learn.model.modules()}
+    def _note(x, f):
+        if self._heard is None: self._heard = x,f
+    if enc in there: enc._note = _note
+    else: self._ear = _last(enc.body, there).register_forward_hook(lambda m,x,f: _note(self.learn.xb[0], f))
+
+def _last(body, there):
+    "The module that gives what `body` gives: its last one where the model has it in pieces"
+    while body not in there and isinstance(body, nn.Sequential): body = body[-1]
+    return body
+
+@patch
+def _unlisten(self:ContrastiveCallback):
+    self._heard = None
+    if self._enc is not None: self._enc._note = None
+    if self._ear is not None: self._ear.remove()
+    self._ear = None
+
+@patch
+def after_pred(self:ContrastiveCallback):
+    heard = self._heard
+    self._unlisten()
+    self._heard = heard
+    TermCallback.after_pred(self)
+
+@patch
+@contextmanager
+def _shared(self:ContrastiveCallback, views):
+    "The views; where a pass is shared, its images stand first, and the objective knows their features"
+    if not self.share:
+        yield views
+        return
+    x,f = ifnone(self._heard, (None,None))
+    self._heard = None
+    n = len(views[0])
+    if x is None or x.ndim!=4 or len(x)!=n:
+        got = 'no pass of images was heard' if x is None else f'it had the shape {tuple(x.shape)} for {n} images'
+        raise ValueError(f"{self.name}: share=True needs a pass of one picture for each image through the learner's "
+            f'encoder, and {got}: leave it out')
+    x = x.detach()
+    self.objective.known = self._enc,x,to_float(self._enc._pool(f))
+    try: yield [x, *views[1:]]
+    finally: self.objective.known = None
+
+@patch
+def _tidy(self:ContrastiveCallback):
+    self._unlisten()
+    TermCallback._tidy(self)
 
 # %% ../nbs/terms/03_core.ipynb #a152711f
 @patch
@@ -175,7 +248,7 @@ def load_state_dict(self:ContrastiveCallback,
 @patch
 def __deepcopy__(self:ContrastiveCallback, memo):
     r = ContrastiveCallback(deepcopy(self.objective, memo), deepcopy(self.views, memo), self.weight, self.encoder,
-        self.dl, self.update_bn, self._name)
+        self.dl, self.update_bn, self._name, self.share)
     r._given,r._later = self._given,deepcopy(self._later, memo)
     if id(self.learn) not in memo: r.objective.unbind()
     return self._copied(r, memo)

@@ -50,6 +50,7 @@ class Objective(Module):
     student_views,teacher_views = slice(None),slice(None) # Which of the views pass through which
     nf = None # Width of the encoder, once the heads are built
     pct_train,epoch = 0.,0 # Where training is, for schedules: kept up to date by the callback
+    known = None # An encoder, a view, and what the one gives for the other, where that has been computed already
     n_items,ids = None,None # How many images there are in all, and which of them these are
     momentum,momentum_end = .996,1. # Share of its weights that the teacher keeps at a step, at first and in the end
 
@@ -151,10 +152,11 @@ def encode(self:Objective,
     encoder:callable, # Images → (bs, nf)
     views:list, # Views, (bs, c, h, w) each
 )->list: # The encoder's output for each view, (bs, nf), in order
-    "Views of one size share one pass."
-    sizes,out = [v.shape[-2:] for v in views],[None]*len(views)
-    for sz in dict.fromkeys(sizes):
-        idxs = [i for i,s in enumerate(sizes) if s==sz]
+    "Views of one size share one pass; what is `known` needs none."
+    sizes = [v.shape[-2:] for v in views]
+    out = [self.known[2] if self.known and self.known[0] is encoder and self.known[1] is v else None for v in views]
+    for sz in dict.fromkeys(s for s,f in zip(sizes, out) if f is None):
+        idxs = [i for i,s in enumerate(sizes) if s==sz and out[i] is None]
         fs = encoder(torch.cat([views[i] for i in idxs])).split([len(views[i]) for i in idxs])
         for i,f in zip(idxs, fs): out[i] = f
     return out
