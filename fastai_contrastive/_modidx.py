@@ -1080,6 +1080,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'fastai_contrastive/objective.py'),
                                               'fastai_contrastive.objective.Objective.check': ( 'terms/objective.html#objective.check',
                                                                                                 'fastai_contrastive/objective.py'),
+                                              'fastai_contrastive.objective.Objective.check_batch': ( 'terms/objective.html#objective.check_batch',
+                                                                                                      'fastai_contrastive/objective.py'),
                                               'fastai_contrastive.objective.Objective.discard': ( 'terms/objective.html#objective.discard',
                                                                                                   'fastai_contrastive/objective.py'),
                                               'fastai_contrastive.objective.Objective.encode': ( 'terms/objective.html#objective.encode',

@@ -105,7 +105,9 @@ def before_batch(self:ContrastiveCallback):
     own = self.dl is None and self.learn.training and self.learn.iter==0
     if own and self.objective.needs_ids: self._order = self.learn.dl._DataLoader__idxs
     TermCallback.before_batch(self)
-    if self.share and self._inputs is not None: self._listen()
+    if self._inputs is None: return
+    self.objective.check_batch(self._inputs, self._y) # Before the learner's pass, which moves batch norms
+    if self.share: self._listen()
 
 @patch
 def _rows(self:ContrastiveCallback):

@@ -256,7 +256,7 @@ def after_step(self:Objective,
 
 # %% ../nbs/terms/00_objective.ipynb #1093ef54
 @patch
-def check(self:Objective,
+def check_batch(self:Objective,
     views:list, # Views, (bs, c, h, w) each
     y:Tensor|None=None, # Labels, (bs,)
 ):
@@ -267,6 +267,14 @@ def check(self:Objective,
         raise ValueError(f'{self.name} has no use for more than {hi} views: got {n}; pass views=Views(n={hi})')
     if self.needs_labels and y is None:
         raise ValueError(f'{self.name} needs labels: got a batch without; pass labelled DataLoaders')
+
+@patch
+def check(self:Objective,
+    views:list, # Views, (bs, c, h, w) each
+    y:Tensor|None=None, # Labels, (bs,)
+):
+    "As `check_batch`, and `ValueError` where the teacher was not made."
+    self.check_batch(views, y)
     if self.teacher and not hasattr(self, 'ema'):
         raise ValueError(f'{self.name} has no teacher yet: call objective.set_up(encoder) first')
 

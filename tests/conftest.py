@@ -50,3 +50,13 @@ def real():
         if not path.is_dir(): pytest.skip(f'{name} is not in {path.parent}')
         return path
     return _real
+
+def pytest_terminal_summary(terminalreporter):
+    "How many pairs of a task and a term were tried (`test_any.py`), and why some were refused"
+    seen = {}
+    for r in terminalreporter.stats.get('passed', []):
+        for k,v in r.user_properties:
+            if k!='pairs': continue
+            for why,n in v[1:]: seen.setdefault(v[0], {}).setdefault(why, []).append(n)
+    for enc,o in seen.items():
+        terminalreporter.write_line(f'pairs on {enc}: '+', '.join(f'{k} {sum(v)}' for k,v in sorted(o.items(), key=lambda o: o[0]!='ran')))
