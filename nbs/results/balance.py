@@ -2,7 +2,7 @@ r"""Does the automatic weight do as well as the best of three fixed ones? The de
 of SimCLR beside each pretext task, weighed .1, .4 and 1.6, or `'balanced'`; judged by `probe_factors`. A row is one
 (task, weight, seed), written to `--out` when it is done; what is there is not run again.
 
-    python nbs/results/balance.py            # two seeds: about 20 minutes of one CPU core
+    python nbs/results/balance.py            # two seeds: about 40 minutes of one CPU core
     python nbs/results/balance.py --table    # the table of what is there
 """
 from fastcore.script import *
