@@ -164,7 +164,7 @@ class Colorization(PretextTask):
         bins:bool=True, # Ask for bins of colour, or for two numbers?
         step:int=10, # Side of a bin in ab, units of Lab
         neighbours:int=5, # Bins that share a pixel's colour; 1: the nearest alone
-        uniform:float=.5, # Share of the uniform distribution in what rare colours are measured by; 1: all weigh the same
+        uniform:float=.5, # Share of the uniform distribution, as for `rebalanced`; 1: all weigh the same
         prior:Tensor|None=None, # How often each bin occurs, from `colour_prior`; None: a formula
         every:int=4, # Pixels along a side of the squares whose colour is asked for
         nh:int=64, # Channels of the decoder
