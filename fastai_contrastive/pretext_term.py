@@ -9,6 +9,7 @@ __all__ = ['PretextTerm']
 from types import SimpleNamespace
 from fastai.vision.all import *
 from .asked import *
+from .encoder import unwrap_model
 from .stats import *
 from .term import *
 from .task import *
@@ -30,7 +31,7 @@ class PretextTerm(TermCallback):
             raise ValueError(f'{self.task!r} has no loss_func: say how its answers are judged, as in '
                 'loss_func = CrossEntropyLossFlat()')
         self._given = dict(weight=weight, dl=dl, encoder=encoder, update_bn=update_bn, name=name)
-        self._judges = L(self.task.metrics).map(lambda m: deepcopy(mk_metric(m)))
+        self._judges = L(self.task.metrics).map(lambda m: deepcopy(m) if isinstance(m, Metric) else mk_metric(m))
         super().__init__(weight, encoder, dl, update_bn, name)
 
     @property
@@ -51,14 +52,15 @@ def inputs(self:PretextTerm,
 
 @patch(as_prop=True)
 def is_built(self:PretextTerm)->bool:
-    "Is there a head?"
-    return 'head' in self.module
+    "Is there a head, or none needed?"
+    return self.task.asks_model or 'head' in self.module
 
 @patch
 def _set_up(self:PretextTerm):
     TermCallback._set_up(self)
     nf,n_in = self._enc.nf,self._enc.n_in
     self.task.stats = stats_of(self.learn.dls)
+    self.task.meet(self.learn)
     if self.is_built and self._nf not in (None,nf):
         raise ValueError(f'the head of {self.name} was made for an encoder of width {self._nf}, this one has {nf}: '
             f'make a new PretextTerm({self.task!r})')
@@ -95,12 +97,22 @@ def compute(self:PretextTerm,
 )->Tensor: # Scalar
     "The task's loss for what the encoder and the head answer; `ValueError` if it is not one number."
     q,a = inputs[:self._n_q],inputs[self._n_q:]
-    pred = to_float(PretextModel(self._enc, self.module['head'])(*q))
+    pred,a = self._through_model(q, a) if self.task.asks_model else (PretextModel(self._enc, self.module['head'])(*q),a)
+    pred = to_float(pred)
     with torch.autocast(q[0].device.type, enabled=False): loss = self.task.loss_func(pred, *a)
     if loss.numel()!=1: raise ValueError(f'the loss of {self.task!r} must be one number for a batch: it gives '
         f'{tuple(loss.shape)}; take the mean')
     if self.learn.training or self.alone: self._judge(q, a, pred, loss)
     return loss
+
+# %% ../nbs/terms/32_pretext_term.ipynb #f7e918cd
+@patch
+def _through_model(self:PretextTerm, q, a):
+    "What the model says of the question, and of the answer"
+    m = unwrap_model(self.learn.model)
+    with frozen_stats(m, not self._moves_bn), unseen_by_hooks(m):
+        with torch.no_grad(): a = [to_float(m(o)) for o in a]
+        return m(*q),a
 
 # %% ../nbs/terms/32_pretext_term.ipynb #b07587ba
 @patch

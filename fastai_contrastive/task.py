@@ -20,6 +20,7 @@ class PretextTask:
     vocab = None # Names of the answers, where these are classes
     as_given = False # Is an image as it is a question too? Then `predict` asks it unchanged
     stats = None # Mean and std of the images, set by who asks; None: they are pixels, 0 to 1
+    asks_model = False # Are question and answer led through the Learner's own model? There is no head then
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -41,6 +42,11 @@ class PretextTask:
     )->nn.Module:
         "What comes after the encoder."
         raise NotImplementedError(f'{type(self).__name__} needs head(encoder) -> nn.Module')
+
+    def meet(self,
+        learn:Learner, # Beside whose loss the question is going to be asked
+    ):
+        "A term's task is shown the `Learner` before each fit, and may raise `ValueError`; here any will do."
 
     def said(self,
         x:Tensor|tuple, # Question, as `make` gave it
