@@ -42,6 +42,11 @@ class PretextTask:
         "What comes after the encoder."
         raise NotImplementedError(f'{type(self).__name__} needs head(encoder) -> nn.Module')
 
+    def check(self,
+        encoder:nn.Module, # `Encoder` that is going to be asked
+    ):
+        "Raise `ValueError` for an encoder that this cannot be asked of: here none. A term asks before the first batch."
+
     def said(self,
         x:Tensor|tuple, # Question, as `make` gave it
         y:Tensor|tuple, # Answer, as `make` gave it
