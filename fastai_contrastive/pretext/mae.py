@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['patch_stats', 'PatchLoss', 'sincos2d', 'TokenDecoder', 'MAE']
 
-# %% ../../nbs/pretext/08_mae.ipynb #b0fd519e
+# %% ../../nbs/pretext/08_mae.ipynb #492f2c79
 from fastai.vision.all import *
 from ..encoder import Encoder, _dry_pass
 from ..masks import MaskedLoss, n_hidden, random_squares, squares
-from ..tokens import check_tokens, some_tokens, to_tokens, token_grid
+from ..tokens import check_squares, check_tokens, patch_size, some_tokens, to_tokens, token_grid
 from .core import PretextTask
 
-# %% ../../nbs/pretext/08_mae.ipynb #c875f99c
+# %% ../../nbs/pretext/08_mae.ipynb #6deb1b3c
 def patch_stats(
     x:Tensor, # Images, (bs, c, h, w)
     patch:int, # Side of a patch, pixels
@@ -46,7 +46,7 @@ class PatchLoss(MaskedLoss):
 
     def __repr__(self): return f'PatchLoss({self.patch}, norm={self.norm})'
 
-# %% ../../nbs/pretext/08_mae.ipynb #4794618d
+# %% ../../nbs/pretext/08_mae.ipynb #30803527
 def sincos2d(
     grid:tuple, # Rows and columns
     dim:int, # Channels, a multiple of 4
@@ -60,7 +60,7 @@ def sincos2d(
     rows,cols = map(_axis, grid)
     return torch.cat([rows[:,None].expand(-1, grid[1], -1), cols.expand(grid[0], -1, -1)], -1).flatten(0, 1)
 
-# %% ../../nbs/pretext/08_mae.ipynb #6df32aaf
+# %% ../../nbs/pretext/08_mae.ipynb #4a3b97d5
 class TokenDecoder(Module):
     "Visible tokens of the encoder → the image: a learnt token at hidden places, positions, transformer blocks, pixels."
     wants = 'encoder'
@@ -73,7 +73,7 @@ class TokenDecoder(Module):
         heads:int=4, # Of attention
     ):
         self.patch,self.area,self.dim,self.c = patch,area,dim,encoder.n_in
-        self.ps = tuple(check_tokens(encoder).patch_embed.patch_size)
+        self.ps = patch_size(encoder)
         nf = _dry_pass(lambda x: encoder._features(x).shape[-1], encoder, encoder.n_in)
         self.enter,self.token = nn.Linear(nf, dim),nn.Parameter(torch.randn(dim)*.02)
         self.blocks = nn.Sequential(*[nn.TransformerEncoderLayer(dim, heads, 4*dim, 0., F.gelu, batch_first=True,
@@ -91,7 +91,7 @@ class TokenDecoder(Module):
         "Which tokens are seen; how many follows from the settings, so that a GPU need not be asked to count"
         h,w = (o//self.patch for o in mask.shape[-2:])
         k = math.prod(grid)*(h*w-n_hidden((h,w), self.area))//(h*w)
-        return to_tokens(mask, grid).flatten(1).byte().argsort(1, stable=True)[:, :k]
+        return to_tokens(mask, grid).flatten(1).byte().argsort(dim=1, stable=True)[:, :k]
 
     def _placed(self, f, keep, grid):
         "The tokens in front, then every place of the grid: what was seen there, or the learnt token"
@@ -100,7 +100,7 @@ class TokenDecoder(Module):
         y = y.scatter(1, keep[...,None].expand(-1, -1, self.dim), f[:, n:])
         return torch.cat([f[:, :n], y + sincos2d(grid, self.dim, f.device).to(f.dtype)], 1)
 
-# %% ../../nbs/pretext/08_mae.ipynb #88614886
+# %% ../../nbs/pretext/08_mae.ipynb #a86ca867
 class MAE(PretextTask):
     "Say what most of an image's patches show, from the others; for transformers. He et al. 2021, arXiv 2111.06377."
     def __init__(self,
@@ -121,9 +121,8 @@ class MAE(PretextTask):
         return (x.masked_fill(m, 0),m),(x,m)
 
     def check(self, encoder):
-        ps = check_tokens(encoder, repr(self)).patch_embed.patch_size
-        if self.patch%math.lcm(*ps): raise ValueError(f'{self!r} hides squares of {self.patch} pixels, and the patches '
-            f'of {encoder.arch} are {ps[0]}x{ps[1]}: use MAE(patch={math.lcm(*ps)}) or a multiple')
+        check_tokens(encoder, repr(self))
+        check_squares(encoder, self.patch, repr(self))
 
     def head(self, encoder):
         self.check(encoder)
