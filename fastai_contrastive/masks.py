@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['n_hidden', 'random_cells', 'squares', 'random_squares', 'MaskedLoss', 'masked_mae']
 
-# %% ../nbs/parts/13_masks.ipynb #01c4562e
+# %% ../nbs/parts/13_masks.ipynb #828181d4
 from fastai.vision.all import *
 
-# %% ../nbs/parts/13_masks.ipynb #b8378624
+# %% ../nbs/parts/13_masks.ipynb #7610c22c
 def n_hidden(
     grid:int|tuple, # Cells a side, 2 or more; or rows and columns
     area:float, # Fraction to hide, 0-1
@@ -31,7 +31,7 @@ def random_cells(
     k,(rows,cols) = n_hidden(grid, area),grid if isinstance(grid, tuple) else (grid,grid)
     return (torch.rand(bs, rows*cols, device=device).argsort(1) < k).view(bs, 1, rows, cols)
 
-# %% ../nbs/parts/13_masks.ipynb #8f4bddba
+# %% ../nbs/parts/13_masks.ipynb #3b706b22
 def squares(
     size:tuple, # Height and width of the images, pixels
     side:int, # Of a square, pixels
@@ -60,7 +60,7 @@ def random_squares(
     m = random_cells(len(x), grid, area, x.device)
     return m.repeat_interleave(side, 2).repeat_interleave(side, 3)
 
-# %% ../nbs/parts/13_masks.ipynb #4fb6114c
+# %% ../nbs/parts/13_masks.ipynb #bf5c52f6
 def _weighted(e, mask, rest):
     "Mean of `e` for each image, removed pixels counting 1 and the others `rest`"
     if mask.shape!=e.shape:
@@ -71,7 +71,7 @@ def _weighted(e, mask, rest):
         'every image needs a pixel that is removed, or rest above 0')
     return (e*w).flatten(1).sum(1)/n
 
-# %% ../nbs/parts/13_masks.ipynb #a97c9189
+# %% ../nbs/parts/13_masks.ipynb #725a234a
 class MaskedLoss:
     "Distance of `pred` from the image, averaged over each image's removed pixels (and, weighing `rest`, the others)."
     reductions = dict(mean=Tensor.mean, sum=Tensor.sum, none=noop)

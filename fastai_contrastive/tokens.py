@@ -6,11 +6,11 @@
 __all__ = ['patch_size', 'has_tokens', 'check_tokens', 'check_squares', 'token_grid', 'to_tokens', 'some_tokens',
            'masked_maps']
 
-# %% ../nbs/parts/12_tokens.ipynb #f394abab
+# %% ../nbs/parts/12_tokens.ipynb #0f6cbaa5
 from fastai.vision.all import *
 from .encoder import Encoder, _network
 
-# %% ../nbs/parts/12_tokens.ipynb #285da0aa
+# %% ../nbs/parts/12_tokens.ipynb #5a285ea3
 def patch_size(
     encoder:Encoder, # Any
 )->tuple|None: # Height and width, pixels; None: no layer of its makes tokens of patches
@@ -53,7 +53,7 @@ def check_squares(
     if side%(ok := math.lcm(h, w)): raise ValueError(f'{who} hides squares of {side} pixels, and the patches of '
         f'{encoder.arch} are {h}x{w}: use patch={ok} or a multiple')
 
-# %% ../nbs/parts/12_tokens.ipynb #b4749fca
+# %% ../nbs/parts/12_tokens.ipynb #da0350ed
 def token_grid(
     encoder:Encoder, # With patches
     size:tuple, # Height and width of the images, pixels
@@ -73,7 +73,7 @@ def to_tokens(
     "The mask as the tokens see it: the value at each patch's first pixel."
     return mask[:, 0, ::mask.shape[-2]//grid[0], ::mask.shape[-1]//grid[1]]
 
-# %% ../nbs/parts/12_tokens.ipynb #487f7719
+# %% ../nbs/parts/12_tokens.ipynb #4922ad41
 @contextmanager
 def _while(*handles):
     "Hooks that are there within, and gone afterwards, also on an exception"
@@ -94,7 +94,7 @@ def some_tokens(
         return torch.cat([t[:, :n], t[:, n:].gather(1, keep[...,None].expand(-1, -1, t.shape[-1]))], 1)
     with _while(net.norm_pre.register_forward_pre_hook(_only)): return encoder._features(x)
 
-# %% ../nbs/parts/12_tokens.ipynb #c37b3503
+# %% ../nbs/parts/12_tokens.ipynb #cf9444d3
 def masked_maps(
     encoder:Encoder, # With patches
     x:Tensor, # Images, (bs, n_in, h, w)
