@@ -12,6 +12,8 @@ from fastai_contrastive.archs import *
 from fastai_contrastive.encoder import *
 from fastai_contrastive.balance import *
 from fastai_contrastive.decoder import *
+from fastai_contrastive.tokens import *
+from fastai_contrastive.masks import *
 from fastai_contrastive.drawn import *
 from fastai_contrastive.images import *
 from fastai_contrastive.data import *

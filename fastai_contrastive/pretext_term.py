@@ -60,6 +60,7 @@ def _set_up(self:PretextTerm):
     TermCallback._set_up(self)
     nf,n_in = self._enc.nf,self._enc.n_in
     self.task.stats = stats_of(self.learn.dls)
+    self.task.check(self._enc)
     self.task.meet(self.learn)
     if self.is_built and self._nf not in (None,nf):
         raise ValueError(f'the head of {self.name} was made for an encoder of width {self._nf}, this one has {nf}: '

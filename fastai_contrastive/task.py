@@ -48,6 +48,11 @@ class PretextTask:
     ):
         "A term's task is shown the `Learner` before each fit, and may raise `ValueError`; here any will do."
 
+    def check(self,
+        encoder:nn.Module, # `Encoder` that is going to be asked
+    ):
+        "Raise `ValueError` for an encoder that this cannot be asked of: here none. A term asks before the first batch."
+
     def said(self,
         x:Tensor|tuple, # Question, as `make` gave it
         y:Tensor|tuple, # Answer, as `make` gave it
