@@ -24,11 +24,13 @@ def far_permutations(
     if not (isinstance(k, int) and 1<=k<=math.factorial(n)):
         raise ValueError(f'{n} pieces have {math.factorial(n)} orders, and n_perms is how many of them to use: got {k!r}')
     every = np.array(list(permutations(range(n))), dtype=np.uint8).T.copy()
-    near,total,res = np.full(every.shape[1], n, dtype=np.int32),0,[0]
+    near,total,res = np.full(every.shape[1], n, dtype=np.uint8),np.zeros(every.shape[1], dtype=np.int32),[0]
     while len(res)<k:
-        d = sum((row!=row[res[-1]]).astype(np.int32) for row in every)
+        d = np.zeros_like(near)
+        for row in every: d += row!=row[res[-1]]
         near,total = np.minimum(near, d),total+d
-        res.append(int((near*(n*k+1)+total).argmax()))
+        best = np.flatnonzero(near==near.max())
+        res.append(int(best[total[best].argmax()]))
     return torch.from_numpy(every[:,res].T.astype(np.int64))
 
 # %% ../../nbs/pretext/03_jigsaw.ipynb #a73706ad
