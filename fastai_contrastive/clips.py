@@ -41,7 +41,7 @@ def synth_clips(
     size:int=64, # Pixels
     seed:int=0, # The same seed writes the same bytes
 )->Path: # `path`: a folder a clip, with its frames
-    "Draw clips of moving shapes; a folder of the same settings is kept. Raises `FileExistsError` for anything else there."
+    "Draw clips of moving shapes; one of the same settings is kept. `FileExistsError` for anything else there."
     _check_whole(n_clips=n_clips, n_frames=n_frames, size=size)
     cfg = dict(n_clips=n_clips, n_frames=n_frames, size=size, seed=seed, version=1)
     if path is None: path = fastai_path('data')/f"synth-clips{'-'.join(str(o) for o in cfg.values())}"
@@ -90,7 +90,8 @@ def clip_files(
     empty = [d for d,subs,_ in os.walk(path) if not subs and Path(d) not in by and not Path(d).name.startswith('.')]
     if empty: raise FileNotFoundError(f'no frames in {", ".join(sorted(empty)[:3])}: a clip is a folder of images; '
         'fill it or remove it')
-    return L(ClipFiles(sorted(by[d], key=natural_key)) for d in sorted(by, key=lambda o: [natural_key(p) for p in o.parts]))
+    folders = sorted(by, key=lambda o: [natural_key(p) for p in o.parts])
+    return L(ClipFiles(sorted(by[d], key=natural_key)) for d in folders)
 
 # %% ../nbs/data/03_clips.ipynb #1be62f95
 class TensorClip(TensorImage):
@@ -107,11 +108,12 @@ def span_of(
     return (n_frames-1)*stride+1
 
 def _too_short(clip, n_frames, stride):
-    return (f'{clip} has {len(clip)} frames, and {n_frames} with a stride of {stride} need {span_of(n_frames, stride)}: '
+    need = span_of(n_frames, stride)
+    return (f'{clip} has {len(clip)} frames, and {n_frames} with a stride of {stride} need {need}: '
         'lower n_frames or stride, or leave out short clips by skip_short=True')
 
 class OpenClip(RandTransform):
-    "Frames of a clip, cut alike, as a `TensorClip`; the part and the square are random in training, central in validation"
+    "Frames of a clip, cut alike, as a `TensorClip`; part and square are random in training, central in validation"
     split_idx = None
     def __init__(self,
         size:int, # Pixels
@@ -163,7 +165,7 @@ def clip_dls(
     value_range:tuple|None=None, # Values that are black and white, as for `load_rgb`
     **kwargs, # For fastai's `DataLoader`: `pin_memory`, `drop_last`, `val_bs`, ...
 )->DataLoaders: # Batches `(TensorClip,)`, (bs, n_frames, 3, size, size)
-    "Dataloaders over folders of frames; raises `ValueError` for clips too short, `FileNotFoundError` where there are none."
+    "Dataloaders over folders of frames; `ValueError` for clips too short, `FileNotFoundError` where there are none."
     _check_kwargs(kwargs)
     _check_whole(size=size, bs=bs, n_frames=n_frames, stride=stride)
     clips = _long_enough(clip_files(path), n_frames, stride, skip_short)

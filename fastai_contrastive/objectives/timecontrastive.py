@@ -25,10 +25,11 @@ def time_nce(
     temp:float=.1, # Softmax temperature, above 0
     mine:slice=slice(None), # Which rows are asked about (of several processes, one's own)
 )->Tensor: # Scalar, float32, 0 or more: mean over the pairs of partners
-    """InfoNCE over time, after arXiv 1704.06888. Raises `ValueError` for settings out of range, or if no frame has both a
-    partner and a negative."""
+    """InfoNCE over time, after arXiv 1704.06888. Raises `ValueError` for settings out of range, or if no frame has
+    both a partner and a negative."""
     _numbers(temp=temp)
-    if not 1<=near<far: raise ValueError(f'near must be 1 or more and far more than that: got near={near}, far={far}')
+    if not 1<=near<far:
+        raise ValueError(f'near must be 1 or more and far more than that: got near={near}, far={far}')
     z,same = _unit(z),clip[mine,None]==clip
     apart = (time[mine,None]-time).abs()
     partner = same & (apart<=near) & (apart>0)
@@ -42,7 +43,7 @@ def time_nce(
 
 # %% ../../nbs/objectives/22_timecontrastive.ipynb #4b2c2578
 class TimeContrastive(Objective):
-    "Frames near in time are partners, far ones (and other clips') negatives (time-contrastive networks, arXiv 1704.06888)"
+    "Frames near in time are partners, far ones and those of other clips negatives (TCN, arXiv 1704.06888)"
     negatives = 'batch'
     takes = 'clips'
     min_views = max_views = 1
@@ -54,7 +55,8 @@ class TimeContrastive(Objective):
         dim:int=128, # Width of the embedding
         hidden:int|None=None, # Width of the projector's hidden layer; the encoder's if None
     ):
-        if not 1<=near<far: raise ValueError(f'near must be 1 or more and far more than that: got near={near}, far={far}')
+        if not 1<=near<far:
+            raise ValueError(f'near must be 1 or more and far more than that: got near={near}, far={far}')
         if not temp>0: raise ValueError(f'temp must be above 0: got {temp}')
         store_attr()
         self.min_bs = 2 if others else 1

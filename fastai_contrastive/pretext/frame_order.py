@@ -56,9 +56,11 @@ class FrameOrder(PretextTask):
         one_channel:bool=True, # Show one channel of each clip in place of all?
         hidden:int=256, # Width of the head's layer that sees all frames
     ):
-        if kind not in ('which','valid'): raise ValueError(f"kind is 'which' (order) or 'valid' (in order?): got {kind!r}")
+        if kind not in ('which','valid'):
+            raise ValueError(f"kind is 'which' (order) or 'valid' (in order?): got {kind!r}")
         if kind=='valid' and (n not in (None,3) or directed):
-            raise ValueError(f"kind='valid' shows 3 frames and knows no direction: leave out n={n!r}, directed={directed!r}")
+            raise ValueError("kind='valid' shows 3 frames and knows no direction: "
+                f'leave out n={n!r}, directed={directed!r}')
         if n is not None and (not isinstance(n, int) or not 2+(not directed)<=n<=5): raise ValueError(
             f'n is a number of frames, up to 5, and 3 at least (2 where directed: two have one order else): got {n!r}')
         if not isinstance(jitter, Number) or not 0<=jitter<.5:

@@ -19,10 +19,10 @@ def far_permutations(
     n:int, # Pieces, 2 to 9
     k:int, # Permutations, 1 to n!
 )->Tensor: # (k, n); `p[i]` is the piece that lies at place i
-    "`k` orders of `n` pieces, each as far in Hamming distance from those before it as can be; `ValueError` for no such set."
+    "`k` orders of `n` pieces, each as far in Hamming distance from those before it as can be; `ValueError` for none."
     if not 2<=n<=9: raise ValueError(f'orders can be listed for 2 to 9 pieces: got {n}')
     if not (isinstance(k, int) and 1<=k<=math.factorial(n)):
-        raise ValueError(f'{n} pieces have {math.factorial(n)} orders, and n_perms is how many of them to use: got {k!r}')
+        raise ValueError(f'{n} pieces have {math.factorial(n)} orders, and n_perms says how many to use: got {k!r}')
     every = np.array(list(permutations(range(n))), dtype=np.uint8).T.copy()
     near,total,res = np.full(every.shape[1], n, dtype=np.uint8),np.zeros(every.shape[1], dtype=np.int32),[0]
     while len(res)<k:
@@ -86,4 +86,5 @@ def show(self:Jigsaw, x, y, pred=None, stats=None, max_n=6):
     rows = [x]+[_in_order(x, self.perms.to(y.device)[o].argsort(1)) for o in ys]
     right = [] if pred is None else [a==b for a,b in zip(*[o.tolist() for o in ys])]
     show_rows(*map(mosaic, rows), stats=stats, max_n=max_n, labels=['puzzle','solution','prediction'][:len(rows)],
-        titles=['right' if o else 'wrong' for o in right] or None, colors=['green' if o else 'red' for o in right] or None)
+        titles=['right' if o else 'wrong' for o in right] or None,
+        colors=['green' if o else 'red' for o in right] or None)

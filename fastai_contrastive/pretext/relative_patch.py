@@ -27,15 +27,16 @@ def project_colour(
     p:Tensor, # Pixels, RGB, (..., 3, h, w)
 )->Tensor: # Same shape
     "Without the difference of green and magenta (arXiv 1505.05192); raises `ValueError` for other than three channels."
-    if p.shape[-3]!=3: raise ValueError(f"colour='project' needs three channels, red, green and blue: got {p.shape[-3]}; "
-        "pass colour='drop' or colour=None")
+    if p.shape[-3]!=3:
+        raise ValueError(f"colour='project' needs three channels, red, green and blue: got {p.shape[-3]}; "
+            "pass colour='drop' or colour=None")
     a = p.new_tensor([-1.,2.,-1.])[:,None,None]
     return p - a*(p*a).sum(-3, keepdim=True)/6
 
 def drop_colour(
     x:Tensor, # Patches, (bs, n, c, p, p)
 )->Tensor: # Same shape
-    "Of each patch one channel, drawn at random; the others are noise of a hundredth of its deviation (arXiv 1505.05192)."
+    "Of each patch one channel, drawn at random; the others are noise, a hundredth of it (arXiv 1505.05192)."
     c = x.shape[-3]
     if c==1: return x
     i = torch.randint(c, x.shape[:2], device=x.device)
@@ -59,7 +60,8 @@ class RelativePatch(PretextTask):
             raise ValueError(f"colour is 'drop', 'project' or None: got {colour!r}")
         if not isinstance(gap, Number) or gap<0: raise ValueError(f'gap is a share of a patch, 0 or more: got {gap!r}')
         if not isinstance(jitter, Number) or not 0<=jitter<=max(gap/2, 0):
-            raise ValueError(f'jitter is from 0 to half the gap, or patches could overlap: got {jitter!r} with gap={gap}')
+            raise ValueError('jitter is from 0 to half the gap, or patches could overlap: '
+                f'got {jitter!r} with gap={gap}')
         if patch is not None and (not isinstance(patch, int) or patch<least_patch):
             raise ValueError(f'patch is a side in pixels, {least_patch} or more: got {patch!r}')
         store_attr()
@@ -69,7 +71,8 @@ class RelativePatch(PretextTask):
         res = layout(min(h, w), self.gap, self.jitter, self.patch)
         if res[0]>=least_patch: return res
         s = next(s for s in range(1, 10**6) if layout(s, self.gap, self.jitter, self.patch)[0]>=least_patch)
-        raise ValueError(f'{self!r}: images of {h}x{w} pixels have no room for three patches of {self.patch or least_patch} '
+        p = self.patch or least_patch
+        raise ValueError(f'{self!r}: images of {h}x{w} pixels have no room for three patches of {p} '
             f'pixels and the gaps between them: take images of {s} pixels or more, or a smaller patch or gap')
 
     def make(self, x):

@@ -32,7 +32,7 @@ class Rotation(PretextTask):
     vocab,as_given = ['0°', '90°', '180°', '270°'],True
     def __init__(self,
         all_four:bool=False, # Every image in all four turns (four times the batch), as in the paper?
-        scale:float=1., # Side of what is turned, as a share of the image's; .5 with `all_four` costs about one full view
+        scale:float=1., # Side of what is turned, share of the image's; .5 with `all_four` costs about one full view
     ):
         if not isinstance(scale, Number) or not 0<scale<=1:
             raise ValueError(f"scale is a share of the image's side, above 0 and at most 1: got {scale!r}")
