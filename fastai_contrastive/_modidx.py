@@ -1634,6 +1634,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'fastai_contrastive/pretext/jigsaw.py'),
                                                    'fastai_contrastive.pretext.jigsaw.Jigsaw.show': ( 'pretext/jigsaw.html#jigsaw.show',
                                                                                                       'fastai_contrastive/pretext/jigsaw.py'),
+                                                   'fastai_contrastive.pretext.jigsaw._far': ( 'pretext/jigsaw.html#_far',
+                                                                                               'fastai_contrastive/pretext/jigsaw.py'),
                                                    'fastai_contrastive.pretext.jigsaw._in_order': ( 'pretext/jigsaw.html#_in_order',
                                                                                                     'fastai_contrastive/pretext/jigsaw.py'),
                                                    'fastai_contrastive.pretext.jigsaw.far_permutations': ( 'pretext/jigsaw.html#far_permutations',

@@ -14,7 +14,6 @@ from ..patches import *
 from .core import PretextTask
 
 # %% ../../nbs/pretext/03_jigsaw.ipynb #da46173f
-@lru_cache(None)
 def far_permutations(
     n:int, # Pieces, 2 to 9
     k:int, # Permutations, 1 to n!
@@ -23,6 +22,10 @@ def far_permutations(
     if not 2<=n<=9: raise ValueError(f'orders can be listed for 2 to 9 pieces: got {n}')
     if not (isinstance(k, int) and 1<=k<=math.factorial(n)):
         raise ValueError(f'{n} pieces have {math.factorial(n)} orders, and n_perms says how many to use: got {k!r}')
+    return _far(n, k).clone()
+
+@lru_cache(None)
+def _far(n, k):
     every = np.array(list(permutations(range(n))), dtype=np.uint8).T.copy()
     near,total,res = np.full(every.shape[1], n, dtype=np.uint8),np.zeros(every.shape[1], dtype=np.int32),[0]
     while len(res)<k:
