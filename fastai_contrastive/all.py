@@ -4,7 +4,9 @@ from fastai_contrastive.losses import *
 from fastai_contrastive.heads import *
 from fastai_contrastive.memory import *
 from fastai_contrastive.stats import *
+from fastai_contrastive.frames import *
 from fastai_contrastive.views import *
+from fastai_contrastive.patches import *
 from fastai_contrastive.lending import *
 from fastai_contrastive.backbone import *
 from fastai_contrastive.bodies import *
@@ -17,6 +19,7 @@ from fastai_contrastive.masks import *
 from fastai_contrastive.drawn import *
 from fastai_contrastive.images import *
 from fastai_contrastive.data import *
+from fastai_contrastive.clips import *
 from fastai_contrastive.guest import *
 from fastai_contrastive.term import *
 from fastai_contrastive.core import *

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from fastai.vision.all import *
 from fastai.data.core import show_batch as _show_batch, show_results as _show_results
 from .core import fixed_draws
+from .frames import taken
 from .stats import _one_item, dls_stats
 
 # %% ../nbs/terms/30_asked.ipynb #44a5efe1
@@ -96,11 +97,12 @@ def tuple_of(
 
 def ask(
     task:object, # `PretextTask`
-    x:Tensor, # Clean images, (bs, c, h, w)
+    x:Tensor, # Clean images, (bs, c, h, w), or clips, (bs, t, c, h, w)
     seed:int|None=None, # Draw from it, leaving the random state as it was; None: draw afresh
 )->tuple: # Question and answer: two tuples of tensors
-    "What `task` makes of `x`."
-    with nullcontext() if seed is None else fixed_draws(seed): q,a = task.make(x.as_subclass(Tensor))
+    "What `task` makes of `x`, of clips a frame each where it takes images; `TypeError` where it takes clips only."
+    with nullcontext() if seed is None else fixed_draws(seed):
+        q,a = task.make(taken(x.as_subclass(Tensor), task.takes, repr(task)))
     return tuple_of(q),tuple_of(a)
 
 # %% ../nbs/terms/30_asked.ipynb #e54b762b

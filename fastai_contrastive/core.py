@@ -14,6 +14,7 @@ from fastai.callback.mixup import MixHandler
 from .distributed import *
 from .stats import *
 from .views import *
+from .frames import taken
 from .backbone import *
 from .encoder import *
 from .lending import *
@@ -93,10 +94,12 @@ def is_built(self:ContrastiveCallback)->bool:
 # %% ../nbs/terms/03_core.ipynb #dd4298af
 @patch
 def inputs(self:ContrastiveCallback,
-    x:Tensor, # Clean images, normalised, (bs, c, h, w)
-)->list: # Views, (bs, c, *size) each
-    "Views of the images; tells the objective which images they are, if it asks."
+    x:Tensor, # Clean images, normalised, (bs, c, h, w), or clips, (bs, t, c, h, w)
+)->list: # Views, (bs, c, *size) each; of clips for an objective that takes them, (bs, t, c, *size)
+    "Views of the images; tells the objective which images they are, if it asks. `TypeError` where it needs clips."
     self.objective.ids = self._rows()
+    x = taken(x, self.objective.takes, self.name)
+    if x.ndim==5: return [v.as_subclass(Tensor).unflatten(0, x.shape[:2]) for v in self.views(x.flatten(0,1))]
     return [v.as_subclass(Tensor) for v in self.views(x)]
 
 @patch
@@ -259,7 +262,9 @@ def __deepcopy__(self:ContrastiveCallback, memo):
 class ViewsOnly(nn.Sequential, Portable):
     "An encoder trained through the views alone: no forward pass in training, the encoder's features in eval mode"
     def plain(self)->nn.Module: return nn.Sequential(*self)
-    def forward(self, x): return x.new_zeros(len(x), 1).as_subclass(Tensor) if self.training else self[0](x)
+    def forward(self, x):
+        if self.training: return x.new_zeros(len(x), 1).as_subclass(Tensor)
+        return self[0](x if x.ndim<5 else x[:,x.shape[1]//2])
 
 # %% ../nbs/terms/03_core.ipynb #0f9e503d
 def encoder_for(

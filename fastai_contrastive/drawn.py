@@ -104,7 +104,10 @@ def draw_shape(
     size:int=64, # Pixels
 )->Image.Image: # RGB, `size` x `size`
     "One object of shape `name` on a background; two calls with equal `rng` differ in the shape only."
-    o = _draw_scene(rng)
+    return _render(name, _draw_scene(rng), rng, size)
+
+def _render(name, o, rng, size):
+    "The picture of a scene, with noise drawn from `rng`"
     r,turn = size*o.size,np.deg2rad(o.turn)
     rot = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     back,obj = _texture(size, o.ground, *o.back),_texture(size, o.object, *o.front)

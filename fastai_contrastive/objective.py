@@ -41,6 +41,7 @@ class Objective(Module):
     min_bs = 2 # Smallest batch that makes sense
     min_views = 2 # Fewest views that it can work with
     max_views = None # Most views that it has a use for, if there is a limit
+    takes = 'images' # What its views are made of; 'clips': of frames (bs, t, c, h, w), and single images are refused
     needs_labels = False # Does `loss` need `y`?
     needs_maps = False # Does it look at the encoder's maps? An encoder that gives pooled features only is refused
     needs_ids = False # Does it need to know which images these are? Then `ids`, and `n_items` before `build`, are set

@@ -42,10 +42,10 @@ class PretextTerm(TermCallback):
 # %% ../nbs/terms/32_pretext_term.ipynb #ee357239
 @patch
 def inputs(self:PretextTerm,
-    x:Tensor, # Clean images, normalised, (bs, c, h, w)
+    x:Tensor, # Clean images, normalised, (bs, c, h, w), or clips, (bs, t, c, h, w)
 )->list: # What the task made of them: the parts of the question, then those of the answer
     "Question and answer; raises as `check_images` and the task do."
-    x = check_images(x, getattr(self._enc, 'n_in', None))
+    x = check_images(x, getattr(self._enc, 'n_in', None), task=self.task)
     q,a = ask(self.task, x.clone())
     self._n_q = len(q)
     return [*q, *a]

@@ -100,8 +100,8 @@ def _one_item(dls):
 
 def n_channels(
     dls:DataLoaders|DataLoader|torch.utils.data.DataLoader, # Both loaders, or one (the training one is asked)
-)->int|None: # None where it cannot be told, or where the inputs are no images (bs, c, h, w)
+)->int|None: # None where it cannot be told, or where the inputs are no images (bs, c, h, w), nor clips
     "Channels of the images that `dls` gives, by a look at one; no random state moves, nor the loader's place."
     b = _one_item(dls)
     x = b[0] if isinstance(b, (tuple,list)) and len(b) else b
-    return x.shape[1] if isinstance(x, Tensor) and x.ndim==4 else None
+    return x.shape[-3] if isinstance(x, Tensor) and x.ndim in (4,5) else None

@@ -11,6 +11,7 @@ from types import FunctionType
 from fastai.vision.all import *
 from .asked import *
 from .encoder import nearest
+from .frames import need_clips
 
 # %% ../nbs/terms/31_task.ipynb #709abfdf
 class PretextTask:
@@ -18,7 +19,8 @@ class PretextTask:
     registry = {}
     loss_func,metrics = None,[]
     vocab = None # Names of the answers, where these are classes
-    as_given = False # Is an image as it is a question too? Then `predict` asks it unchanged
+    takes = 'images' # What `make` is given; 'clips': (bs, t, c, h, w), and loaders of single images are refused
+    as_given = False # Is an image as it is a question too? Then `predict` asks it as `as_is` gives it
     stats = None # Mean and std of the images, set by who asks; None: they are pixels, 0 to 1
     asks_model = False # Are question and answer led through the Learner's own model? There is no head then
 
@@ -52,6 +54,12 @@ class PretextTask:
         encoder:nn.Module, # `Encoder` that is going to be asked
     ):
         "Raise `ValueError` for an encoder that this cannot be asked of: here none. A term asks before the first batch."
+
+    def as_is(self,
+        x:Tensor, # Clean images, normalised, (bs, c, h, w)
+    )->Tensor: # Images to ask about
+        "The question in which nothing was done to the images, where `as_given`: here the images themselves."
+        return x
 
     def said(self,
         x:Tensor|tuple, # Question, as `make` gave it
@@ -137,15 +145,17 @@ def check_images(
     x:object, # What the loaders give first
     n_in:int|None=None, # Channels that the encoder takes, if that is known
     shape:str='(bs, c, h, w)', # What the message says they should be
+    task:PretextTask|None=None, # Who asks: one that `takes` clips is not given images
 )->Tensor: # A plain tensor
-    "`x` if it is a batch of images in floating point with the encoder's channels; else `TypeError` or `ValueError`."
-    if not isinstance(x, Tensor) or x.ndim!=4:
+    "`x` if it is a batch of images or clips in floating point with the encoder's channels; else an error in words."
+    if task is not None and task.takes=='clips': need_clips(x, repr(task))
+    if not isinstance(x, Tensor) or x.ndim not in (4,5):
         got = f'{type(x).__name__} of shape {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f'pretext tasks need images {shape} as the first thing in a batch: the loaders give {got}')
     if not x.is_floating_point():
         raise TypeError(f'the images come as {x.dtype}: add IntToFloatTensor() to the batch_tfms, and a Normalize')
-    if n_in is not None and x.shape[1]!=n_in:
-        raise ValueError(f'the images have {x.shape[1]} channels, and the encoder takes {n_in}: '
+    if n_in is not None and x.shape[-3]!=n_in:
+        raise ValueError(f'the images have {x.shape[-3]} channels, and the encoder takes {n_in}: '
             'make a learner for these dls')
     return x.as_subclass(Tensor)
 

@@ -11,7 +11,8 @@ import inspect
 from fastai.vision.all import *
 from ..asked import *
 from ..guest import check_batches
-from ..term import TermCallback
+from ..frames import taken
+from ..term import TermCallback, fixed_draws
 from ..encoder import Encoder, create_encoder, dls_stats, unwrap_model
 from ..stats import _one_item, check_stats, n_channels
 from ..task import *
@@ -30,9 +31,12 @@ class PretextCallback(Callback):
 
     def before_batch(self):
         x = self._images()
-        q,a = ((x,),()) if self.given and self.task.as_given else self._made(x)
+        q,a = ((self._as_is(x),),()) if self.given and self.task.as_given else self._made(x)
         self.learn.xb,self.learn.yb = q,a
         if self.training: self._check_mix()
+
+    def _as_is(self, x):
+        with fixed_draws(self.iter): return self.task.as_is(taken(x))
 
     def _made(self, x):
         if self.training: return ask(self.task, x)
@@ -46,7 +50,7 @@ class PretextCallback(Callback):
 def _images(self:PretextCallback):
     "The clean images of the batch"
     encoder = getattr(unwrap_model(self.learn.model), 'encoder', None)
-    return check_images(self.learn.xb[0], getattr(encoder, 'n_in', None))
+    return check_images(self.learn.xb[0], getattr(encoder, 'n_in', None), task=self.task)
 
 # %% ../../nbs/pretext/00_core.ipynb #d075a4d3
 @patch
@@ -186,10 +190,10 @@ def show_results(self:PretextLearner, ds_idx:int=1, dl=None, max_n:int=6, shuffl
     self._task.show(x, y, pred, stats=dls_stats(self.dls), max_n=max_n, **kwargs)
 
 # %% ../../nbs/pretext/00_core.ipynb #193f70a5
-def _channels(dls, arch, n_in):
+def _channels(dls, arch, n_in, task):
     "Channels of the images, checked against what was asked for and what the encoder takes"
-    n = n_channels(dls)
-    if n is None and (b := _one_item(dls)) is not None: check_images(first_of(b))
+    n,clips = n_channels(dls),task.takes=='clips'
+    if (n is None or clips) and (b := _one_item(dls)) is not None: check_images(first_of(b), task=task)
     if n is not None and n_in not in (None,n):
         raise ValueError(f'n_in={n_in}, but the images of dls have {n} channels: leave out n_in')
     n = ifnone(n, ifnone(n_in, arch.n_in if isinstance(arch, Encoder) else 3))
@@ -212,7 +216,7 @@ def pretext_learner(
 )->PretextLearner:
     "A `Learner` that trains an encoder on a pretext task; raises as `get_task` and `create_encoder` do."
     task = get_task(task)
-    encoder = create_encoder(arch, _channels(dls, arch, n_in), pretrained)
+    encoder = create_encoder(arch, _channels(dls, arch, n_in, task), pretrained)
     check_stats(dls, encoder, 'the images of dls', 'the encoder', 'give the dls its Normalize.from_stats')
     kwargs = {'loss_func':task.loss_func, **kwargs}
     return PretextLearner(dls, PretextModel(encoder, task.head(encoder)), metrics=ifnone(metrics, task.metrics),

@@ -32,9 +32,20 @@ class Rotation(PretextTask):
     vocab,as_given = ['0°', '90°', '180°', '270°'],True
     def __init__(self,
         all_four:bool=False, # Every image in all four turns (four times the batch), as in the paper?
-    ): self.all_four = all_four
+        scale:float=1., # Side of what is turned, share of the image's; .5 with `all_four` costs about one full view
+    ):
+        if not isinstance(scale, Number) or not 0<scale<=1:
+            raise ValueError(f"scale is a share of the image's side, above 0 and at most 1: got {scale!r}")
+        self.all_four,self.scale = all_four,scale
+
+    def as_is(self, x):
+        "The images at the size at which turns are asked about."
+        if self.scale==1: return x
+        size = [max(1, round(o*self.scale)) for o in x.shape[-2:]]
+        return F.interpolate(x, size=size, mode='bilinear', antialias=True, align_corners=False)
 
     def make(self, x):
+        x = self.as_is(x)
         if self.all_four: x,k = x.repeat_interleave(4, 0),torch.arange(4, device=x.device).repeat(len(x))
         else: k = torch.randint(4, (len(x),), device=x.device)
         return rotate(x, k), k

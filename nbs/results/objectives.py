@@ -32,7 +32,9 @@ from imagewang import classes_of_val
 
 untrained,reference = 'untrained','lightly-simclr'
 references = [reference, *(f'lightly-{o}' for o in ('barlowtwins','byol','simsiam'))]
-def known(): return sorted(k for k,v in Objective.registry.items() if v.__module__.startswith('fastai_contrastive.'))
+# These runs have images; an objective that takes clips (`timecontrastive`) has nothing to be compared on
+def ours(o): return o.__module__.startswith('fastai_contrastive.') and o.takes=='images'
+def known(): return sorted(k for k,v in Objective.registry.items() if ours(v))
 def jobs(data): return [untrained, *known()] + references*(data!='synth')
 
 # What a narrow encoder, batches of 64 and a few hundred steps need otherwise than the papers' defaults: chosen by the
