@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['patch_stats', 'PatchLoss', 'sincos2d', 'TokenDecoder', 'MAE']
 
-# %% ../../nbs/pretext/08_mae.ipynb #8ae90694
+# %% ../../nbs/pretext/08_mae.ipynb #ef767410
 from fastai.vision.all import *
 from ..encoder import Encoder, _dry_pass
 from ..masks import MaskedLoss, n_hidden, random_squares, squares
 from ..tokens import check_squares, check_tokens, patch_size, some_tokens, to_tokens, token_grid
 from .core import PretextTask
 
-# %% ../../nbs/pretext/08_mae.ipynb #59db9e2a
+# %% ../../nbs/pretext/08_mae.ipynb #4e8cc980
 def patch_stats(
     x:Tensor, # Images, (bs, c, h, w)
     patch:int, # Side of a patch, pixels
@@ -46,7 +46,7 @@ class PatchLoss(MaskedLoss):
 
     def __repr__(self): return f'PatchLoss({self.patch}, norm={self.norm})'
 
-# %% ../../nbs/pretext/08_mae.ipynb #5b0a9b30
+# %% ../../nbs/pretext/08_mae.ipynb #4e2c4008
 def sincos2d(
     grid:tuple, # Rows and columns
     dim:int, # Channels, a multiple of 4
@@ -60,7 +60,7 @@ def sincos2d(
     rows,cols = map(_axis, grid)
     return torch.cat([rows[:,None].expand(-1, grid[1], -1), cols.expand(grid[0], -1, -1)], -1).flatten(0, 1)
 
-# %% ../../nbs/pretext/08_mae.ipynb #d84e0797
+# %% ../../nbs/pretext/08_mae.ipynb #f5272f82
 class TokenDecoder(Module):
     "Visible tokens of the encoder → the image: a learnt token at hidden places, positions, transformer blocks, pixels."
     wants = 'encoder'
@@ -100,7 +100,7 @@ class TokenDecoder(Module):
         y = y.scatter(1, keep[...,None].expand(-1, -1, self.dim), f[:, n:])
         return torch.cat([f[:, :n], y + sincos2d(grid, self.dim, f.device).to(f.dtype)], 1)
 
-# %% ../../nbs/pretext/08_mae.ipynb #bb8f7a31
+# %% ../../nbs/pretext/08_mae.ipynb #ccdb0a16
 class MAE(PretextTask):
     "Say what most of an image's patches show, from the others; for transformers. He et al. 2021, arXiv 2111.06377."
     def __init__(self,

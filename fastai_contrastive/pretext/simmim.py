@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['kept_empty', 'SquareDecoder', 'SimMIM']
 
-# %% ../../nbs/pretext/09_simmim.ipynb #cb50eea5
+# %% ../../nbs/pretext/09_simmim.ipynb #8decfb98
 from functools import lru_cache
 from fastai.vision.all import *
 from ..encoder import Encoder, _dry_pass, _network
@@ -13,7 +13,7 @@ from ..masks import MaskedLoss, n_hidden, random_squares, squares
 from ..tokens import check_squares, masked_maps, patch_size
 from .core import PretextTask
 
-# %% ../../nbs/pretext/09_simmim.ipynb #71172e92
+# %% ../../nbs/pretext/09_simmim.ipynb #edfe4a11
 def _all_hidden(hidden, size):
     "Places of a map of `size` under which every pixel is hidden, (bs, 1, h, w) bool"
     return F.adaptive_max_pool2d((~hidden).float(), size)==0
@@ -47,7 +47,7 @@ def kept_empty(
     finally:
         for o in hooks: o.remove()
 
-# %% ../../nbs/pretext/09_simmim.ipynb #8a48df30
+# %% ../../nbs/pretext/09_simmim.ipynb #f9686e1b
 class SquareDecoder(Module):
     "The encoder's maps of an image with hidden squares → the image, by one linear layer a place. arXiv 2111.09886."
     wants = 'encoder'
@@ -74,7 +74,7 @@ class SquareDecoder(Module):
         with kept_empty(encoder, mask): f = encoder.maps(x)
         return torch.where(_all_hidden(mask, f.shape[-2:]), self.token.to(f.dtype)[:,None,None], f)
 
-# %% ../../nbs/pretext/09_simmim.ipynb #451ddeff
+# %% ../../nbs/pretext/09_simmim.ipynb #71046f1c
 class SimMIM(PretextTask):
     "Fill in hidden squares. Xie et al. 2021, arXiv 2111.09886; with holes kept empty: Tian et al. 2023, arXiv 2301.03580."
     def __init__(self,
