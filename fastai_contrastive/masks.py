@@ -38,7 +38,8 @@ def squares(
     who:str='this task', # Who asks, for the message
 )->tuple: # Rows and columns of squares
     "The grid of squares on an image; raises `ValueError`, with sizes that do, if they do not fit in exactly."
-    if not isinstance(side, int) or side<1: raise ValueError(f'a square has a whole number of pixels a side: got {side!r}')
+    if not isinstance(side, int) or side<1:
+        raise ValueError(f'a square has a whole number of pixels a side: got {side!r}')
     h,w = size
     if h%side or w%side:
         near = [max(1, o//side)*side for o in size]

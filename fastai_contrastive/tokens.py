@@ -40,7 +40,8 @@ def check_tokens(
 )->nn.Module: # The timm model in the encoder
     "Raise `ValueError` for an encoder of which some tokens alone cannot be led through."
     if why := _lacks_tokens(encoder): raise ValueError(f'{who} needs an encoder with tokens, some of which can be left '
-        f"out, and {encoder.arch} {why}: use a timm vision transformer, such as create_encoder('vit_small_patch16_224')")
+        f"out, and {encoder.arch} {why}: use a timm vision transformer, such as "
+        "create_encoder('vit_small_patch16_224')")
     return _network(encoder)
 
 def check_squares(

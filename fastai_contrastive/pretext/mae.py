@@ -18,7 +18,9 @@ def patch_stats(
     patch:int, # Side of a patch, pixels
 )->tuple: # Mean and deviation, each (bs, 1, h, w), the same in all of a patch
     "Of each patch's pixels and channels, a millionth added to the variance."
-    def _mean(o): return F.avg_pool2d(o.mean(1, keepdim=True), patch).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    def _mean(o):
+        o = F.avg_pool2d(o.mean(1, keepdim=True), patch)
+        return o.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     x = x.float()
     mean = _mean(x)
     return mean,(_mean((x-mean)**2) + 1e-6).sqrt()

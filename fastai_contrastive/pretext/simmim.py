@@ -23,7 +23,7 @@ def kept_empty(
     m:nn.Module, # Convolutional network
     hidden:Tensor, # Pixels that are not there, (bs, 1, h, w) bool
 ):
-    "Within, hidden places are empty at each layer of `m`, and its batch norms see visible places only. arXiv 2301.03580."
+    "Within, hidden places are empty at each layer of `m`, batch norms see visible places only. arXiv 2301.03580."
     gone,shapes = lru_cache(None)(partial(_all_hidden, hidden)),{}
     def _emptied(t): return t.masked_fill(gone(t.shape[-2:]), 0) if t.ndim==4 else t
     def _pre(o, args): return (_emptied(args[0]),*args[1:])
@@ -76,7 +76,7 @@ class SquareDecoder(Module):
 
 # %% ../../nbs/pretext/09_simmim.ipynb #71046f1c
 class SimMIM(PretextTask):
-    "Fill in hidden squares. Xie et al. 2021, arXiv 2111.09886; with holes kept empty: Tian et al. 2023, arXiv 2301.03580."
+    "Fill in hidden squares. Xie et al. 2021, arXiv 2111.09886; with empty holes: Tian et al. 2023, arXiv 2301.03580."
     def __init__(self,
         area:float=.6, # Fraction of the squares to hide
         patch:int=16, # Side of a hidden square, pixels
