@@ -133,7 +133,8 @@ def get_task(
     if isinstance(task, PretextTask): return task
     names = sorted(PretextTask.registry)
     if isinstance(task, str):
-        if task in names: return PretextTask.registry[task]()
+        plain = {o.replace('_',''):o for o in names} # `simmim` is as good as `sim_mim`
+        if (name := plain.get(task.lower().replace('_',''))): return PretextTask.registry[name]()
         raise ValueError(f'unknown pretext task {task!r}.{nearest(task, names)}')
     if isinstance(task, type) and issubclass(task, PretextTask):
         raise TypeError(f'the task is a class: pass {task.__name__}() instead of {task.__name__}')

@@ -45,14 +45,17 @@ def lab2rgb(
 
 # %% ../../nbs/pretext/05_colorization.ipynb #59f8714b
 @lru_cache(maxsize=16)
+def _gamut(step):
+    v = torch.linspace(0, 1, 52)
+    ab = rgb2lab(torch.stack(torch.meshgrid(v, v, v, indexing='ij')).flatten(2))[1:].flatten(1).T
+    return (ab/step).round().unique(dim=0)*step
+
 def gamut_bins(
     step:int=10, # Side of a square in ab, units of Lab
     device:torch.device|str='cpu', # Where to
 )->Tensor: # (n, 2): a and b of the middle of each bin
     "The colours that sRGB can reach, on a grid of ab."
-    v = torch.linspace(0, 1, 52)
-    ab = rgb2lab(torch.stack(torch.meshgrid(v, v, v, indexing='ij')).flatten(2))[1:].flatten(1).T
-    return ((ab/step).round().unique(dim=0)*step).to(device)
+    return _gamut(step).to(device)
 
 # %% ../../nbs/pretext/05_colorization.ipynb #038e027f
 def _chroma_prior(bins): return (-bins.norm(dim=1)/8).softmax(0)

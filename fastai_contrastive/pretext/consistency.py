@@ -128,6 +128,7 @@ def _try_model(self:Consistency, learn):
     m,b = unwrap_model(learn.model),_one_item(learn.dls)
     if b is None: return
     x = first_of(b).as_subclass(Tensor).to(next(m.parameters()).device)
+    if x.ndim==5: x = x[:,0] # Of a clip, a frame: that is what a term takes
     try:
         with torch.no_grad(), _eval_mode(m), unseen_by_hooks(m), fixed_draws(0): y = m(x)
     except Exception as e: raise ValueError(f'{self!r} asks the model of the Learner about single images, '

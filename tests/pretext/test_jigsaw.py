@@ -67,7 +67,7 @@ def test_lines_do_not_go_on():
     "Right edges of pieces beside left edges of their right neighbours: the same pixel's neighbours, unless there is a gap"
     def _gaps(gap):
         left = places(cut_grid(coded(300, 36, 36), 3, gap))[1].view(-1,3,3)
-        return left[:,:,1]-left[:,:,0]-patch_size(36, 3, gap)
+        return left[:,:,1]-left[:,:,0]-piece_size(36, 3, gap)
     assert (_gaps(0)==0).all()
     d = _gaps(.25).float()
     assert d.mean()==pytest.approx(3, abs=.5) and len(d.unique())>4
