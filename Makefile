@@ -14,7 +14,7 @@ QUICK  := tests/test_package.py tests/test_views.py tests/objectives -k 'not (im
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r t d; do printf 'make %-8s %s\n' "$$t" "$$d"; done
 
-demo: $(VENV)/.installed ## Install, then run the whole job on images that the package draws itself (about 8 minutes on 2 cores)
+demo: $(VENV)/.installed ## Install, then run the whole job on images that the package draws itself (under 5 minutes on 2 cores)
 	$(BIN)/contrastive-demo
 
 quick: $(VENV)/.dev ## Run what to run while working: the rules of the house, views and objectives (under a minute)
