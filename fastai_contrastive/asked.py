@@ -102,7 +102,7 @@ def ask(
 )->tuple: # Question and answer: two tuples of tensors
     "What `task` makes of `x`, of clips a frame each where it takes images; `TypeError` where it takes clips only."
     with nullcontext() if seed is None else fixed_draws(seed):
-        q,a = task.make(taken(x.as_subclass(Tensor), task.takes, repr(task)))
+        q,a = task.make(taken(x.as_subclass(Tensor), getattr(task, 'takes', 'images'), repr(task)))
     return tuple_of(q),tuple_of(a)
 
 # %% ../nbs/terms/30_asked.ipynb #e54b762b
