@@ -15,7 +15,7 @@ from ..data import _mk_dls
 from .features import *
 from .features import _extract, _module, _seen_by
 from .linear import *
-from .linear import _classifier
+from .linear import _classifier, _few_threads
 
 # %% ../../nbs/evaluation/04_factors.ipynb #b3eaaed3
 drawn_factors = {'shape':['shape'], "ground's colour":['ground_r','ground_g','ground_b'], 'size':['size'],
@@ -61,8 +61,10 @@ def _probe_dl(encoder, m, files, size, bs):
 def _ridge():
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    return make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 6, 17)))
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+    return make_pipeline(StandardScaler(), FunctionTransformer(_clipped), RidgeCV(np.logspace(-2, 6, 17)))
+
+def _clipped(x): return np.clip(x, -5, 5)
 
 def _read_factor(x, t, n, seed):
     "How well the columns `t` are read off features `x`, in %; fitted on the first `n` rows, judged by the others"
@@ -71,7 +73,7 @@ def _read_factor(x, t, n, seed):
         y = np.unique(y[:,0].astype(str), return_inverse=True)[1]
         model = _classifier(choose_C(x[:n], y[:n], seed=seed), 1000)
     else: model = _ridge()
-    return 100*float(model.fit(x[:n], y[:n]).score(x[n:], y[n:]))
+    with _few_threads(x): return 100*float(model.fit(x[:n], y[:n]).score(x[n:], y[n:]))
 
 # %% ../../nbs/evaluation/04_factors.ipynb #d969794a
 def probe_factors(

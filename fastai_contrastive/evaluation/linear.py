@@ -21,6 +21,11 @@ def _classifier(C, max_iter):
     from sklearn.preprocessing import StandardScaler
     return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
 
+def _few_threads(x):
+    "For small problems one thread of linear algebra: several spend their time waiting for each other"
+    from threadpoolctl import threadpool_limits
+    return threadpool_limits(1 if np.size(x)<1e6 else None, 'blas')
+
 # %% ../../nbs/evaluation/03_linear.ipynb #495a5704
 def _splits(y, folds, seed):
     "Rows to learn from and rows to be asked about, for each fold; none where every class has one image"
@@ -49,7 +54,7 @@ def choose_C(
         C = Cs[len(Cs)//2]
         warn(f'no class has two training images, so there is nothing to choose the regularisation by: C={C} is taken')
         return C
-    return max(Cs, key=lambda c: cross_val_score(_classifier(c, max_iter), x, y, cv=cv).mean())
+    with _few_threads(x): return max(Cs, key=lambda c: cross_val_score(_classifier(c, max_iter), x, y, cv=cv).mean())
 
 def _two_classes(y):
     if len(np.unique(y))<2: raise ValueError(f'a classifier needs two classes: the training set has only class {y[0]}')
@@ -74,5 +79,5 @@ def linear_probe(
         raise ValueError(f'the {name} features hold infinite or nan values: has the encoder diverged?')
     _two_classes(y)
     if C is None: C = choose_C(x, y, seed=seed, max_iter=max_iter)
-    acc = _classifier(C, max_iter).fit(x, y).score(vx, vy)
+    with _few_threads(x): acc = _classifier(C, max_iter).fit(x, y).score(vx, vy)
     return Probe(float(acc), len(x), len(vx), C)
