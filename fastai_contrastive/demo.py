@@ -193,7 +193,7 @@ def demo(
     bs:int=64, # Images a batch in pretraining
     n_probe:int=1500, # Images to read factors from, and as many others to judge that by
 ):
-    "Draw images of shapes, and see what each of two losses forgets and their sum keeps (4 minutes on 2 cores)."
+    "Draw images of shapes, and see what each of two losses forgets and their sum keeps (under 5 minutes on 2 cores)."
     check_numbers(size=size, bs=bs, epochs=epochs, finetune_epochs=finetune_epochs, seed=seed)
     if n_labelled<20 or n_valid<10 or n_unlabelled<0:
         raise ValueError('the demo needs 20 labelled images or more and 10 for validation: '
