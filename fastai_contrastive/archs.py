@@ -91,7 +91,7 @@ def _from_function(f, name, n_in, pretrained, kwargs):
     from fastai.vision.learner import _update_first_layer
     lib = f.__module__.partition('.')[0] if hasattr(f, '__module__') else ''
     ask = {'torchvision':dict(weights='DEFAULT' if pretrained else None), 'fastai':dict(pretrained=pretrained)}
-    if f is xresnet_narrow: lib = 'fastai'
+    ask['fastai_contrastive'] = ask['fastai']
     m = f(**{**ask.get(lib, dict(pretrained=True) if pretrained else {}), **kwargs})
     if not isinstance(m, nn.Module): raise TypeError(f'{name} made no module: got {type(m).__name__} {m!r:.60}')
     body = _body_of(m, name)

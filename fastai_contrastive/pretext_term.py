@@ -59,7 +59,7 @@ def is_built(self:PretextTerm)->bool:
 def _set_up(self:PretextTerm):
     TermCallback._set_up(self)
     nf,n_in = self._enc.nf,self._enc.n_in
-    self.task.stats = stats_of(self.learn.dls)
+    self.task.told(stats_of(self.learn.dls))
     self.task.check(self._enc)
     self.task.meet(self.learn)
     if self.is_built and self._nf not in (None,nf):

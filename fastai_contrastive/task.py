@@ -21,7 +21,7 @@ class PretextTask:
     vocab = None # Names of the answers, where these are classes
     takes = 'images' # What `make` is given; 'clips': (bs, t, c, h, w), and loaders of single images are refused
     as_given = False # Is an image as it is a question too? Then `predict` asks it as `as_is` gives it
-    stats = None # Mean and std of the images, set by who asks; None: they are pixels, 0 to 1
+    stats,_ranged = None,False # Mean and std of the images, from `told`; None: they are pixels. Was their range seen?
     asks_model = False # Are question and answer led through the Learner's own model? There is no head then
 
     def __init_subclass__(cls, **kwargs):
@@ -75,12 +75,29 @@ def _affine(x, stats):
     return (x.new_tensor(stats[k])[:,None,None] for k in ('mean','std'))
 
 @patch
+def told(self:PretextTask,
+    stats:dict|None, # Mean and std of the images from now on, from `dls_stats`; None: they are not normalised
+):
+    "How the images are normalised, said before each fit; their range is looked at again."
+    self.stats,self._ranged = stats,False
+
+@patch
 def pixels(self:PretextTask,
     x:Tensor, # Images as the encoder gets them, (..., c, h, w)
-)->Tensor: # Same shape, 0 to 1 where the images were
-    "Without the normalisation."
+    any_range:bool=False, # May their pixels be others than 0 to 1?
+)->Tensor: # Same shape
+    "Without the normalisation; raises `ValueError` where a fit's first images are not 0 to 1."
     mean,std = _affine(x, self.stats)
-    return x*std + mean
+    p = x*std + mean
+    if not (any_range or self._ranged): self._check_range(p)
+    return p
+
+@patch
+def _check_range(self:PretextTask, p):
+    lo,hi = p.detach().float().aminmax() if p.numel() else (p.new_zeros(()),p.new_ones(()))
+    if lo<-.02 or hi>1.02: raise ValueError(f'{self!r} asks about pixels from 0 to 1, and these are from {lo:.3g} to '
+        f'{hi:.3g}: bring them to 0-1 in the data set (or IntToFloatTensor(div=...)), and leave mean and std to Normalize')
+    self._ranged = True
 
 @patch
 def normalised(self:PretextTask,

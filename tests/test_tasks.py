@@ -25,7 +25,7 @@ def enc_for(name, n_in=3, seed=0):
 
 def clean(n=8, size=size, c=3, seed=0):
     x = images(n, size, seed)[0]
-    return x if c==3 else x[:,:1].repeat(1, c, 1, 1)*(1+torch.arange(c).view(c,1,1)/(2*c))
+    return x if c==3 else x[:,:1].repeat(1, c, 1, 1)*(1-torch.arange(c).view(c,1,1)/(2*c))
 
 def question_for(task, x):
     "What `task` takes, made of images: a clip is four of an image's shades"
@@ -167,6 +167,32 @@ def test_other_channels_work_or_are_refused_by_name(name, c):
     try: learn = learner(name, c=c); fit(learn)
     except ValueError as e: assert re.search('channel|grey|RGB|colour', str(e)), e
     else: assert math.isfinite(learn.recorder.values[-1][0])
+
+@each
+@pytest.mark.parametrize('term', [False,True])
+def test_images_that_never_were_0_to_1(name, term):
+    "Reflectances to 4000 are asked about as well as any, or refused before a step; the question is never a constant"
+    task,seen = made(name),{}
+    x = question_for(task, clean(20)*4000)
+    items = Items((TensorImage(o),TensorCategory(0)) for o in x)
+    norm = Normalize.from_stats([2000.]*3, [1155.]*3)
+    dls = DataLoaders.from_dsets(items, items[:8], bs=8, device='cpu', num_workers=0, after_batch=norm)
+    dls.n_inp,make = 1,task.make
+    def noted(x):
+        seen['in'],(seen['q'],a) = x,make(x)
+        return seen['q'],a
+    task.make,enc = noted,enc_for(name)
+    other = 'frame_order' if clips(task) else 'rotation'
+    learn = pretext_learner(dls, enc, other, cbs=PretextTerm(task)) if term else pretext_learner(dls, enc, task)
+    was = ws(learn.model).clone()
+    try: fit(learn)
+    except ValueError as e: assert 'from 0 to 1' in str(e) and torch.equal(was, ws(learn.model)) and name in about_pixels
+    else:
+        assert name not in about_pixels
+        q = seen['q'][0] if isinstance(seen['q'], tuple) else seen['q']
+        assert q.std()>.2*seen['in'].std() and len(q.unique())>100
+
+about_pixels = {'colorization','corruption','denoising'}
 
 @each
 def test_it_is_shown(name):

@@ -66,7 +66,7 @@ def _check_mix(self:PretextCallback):
 # %% ../../nbs/pretext/00_core.ipynb #3286a0ea
 @patch
 def before_fit(self:PretextCallback):
-    self.task.stats = dls_stats(self.learn.dls)
+    self.task.told(dls_stats(self.learn.dls))
     if not self.learn.lock.locked(): check_batches(self.learn.dls.train)
 
 @patch
@@ -105,7 +105,7 @@ class PretextLearner(Learner):
     @dls.setter
     def dls(self, v):
         self._dls = asked_dls(v, self._task)
-        self._task.stats = dls_stats(v)
+        self._task.told(dls_stats(v))
 
     def _split(self, b): super()._split((b,) if isinstance(b, Tensor) else b)
 

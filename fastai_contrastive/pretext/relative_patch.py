@@ -82,7 +82,7 @@ class RelativePatch(PretextTask):
         free = torch.stack([_below(x.shape[d]-3*p-2*g-2*j+1, (bs,1), x) for d in (2,3)])
         shift = torch.stack([_below(2*j+1, (bs,2), x) for _ in range(2)])
         top,left = (o*(p+g)+free[d]+shift[d] for d,o in enumerate((to//3,to%3)))
-        if self.colour=='project': x = self.normalised(project_colour(self.pixels(x)))
+        if self.colour=='project': x = self.normalised(project_colour(self.pixels(x, any_range=True)))
         ps = crops(x, top, left, p)
         return drop_colour(ps) if self.colour=='drop' else ps, y
 
