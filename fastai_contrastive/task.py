@@ -96,7 +96,7 @@ def pixels(self:PretextTask,
 def _check_range(self:PretextTask, p):
     lo,hi = p.detach().float().aminmax() if p.numel() else (p.new_zeros(()),p.new_ones(()))
     if lo<-.02 or hi>1.02: raise ValueError(f'{self!r} asks about pixels from 0 to 1, and these are from {lo:.3g} to '
-        f'{hi:.3g}: bring them to 0-1 in the data set (or IntToFloatTensor(div=...)), and leave mean and std to Normalize')
+        f'{hi:.3g}: bring them to 0-1 in the data set (or by IntToFloatTensor(div=)) before Normalize')
     self._ranged = True
 
 @patch
