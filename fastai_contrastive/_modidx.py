@@ -366,6 +366,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'fastai_contrastive/core.py'),
                                          'fastai_contrastive.core.ContrastiveCallback._check_dl': ( 'terms/core.html#contrastivecallback._check_dl',
                                                                                                     'fastai_contrastive/core.py'),
+                                         'fastai_contrastive.core.ContrastiveCallback._check_share': ( 'terms/core.html#contrastivecallback._check_share',
+                                                                                                       'fastai_contrastive/core.py'),
                                          'fastai_contrastive.core.ContrastiveCallback._listen': ( 'terms/core.html#contrastivecallback._listen',
                                                                                                   'fastai_contrastive/core.py'),
                                          'fastai_contrastive.core.ContrastiveCallback._rows': ( 'terms/core.html#contrastivecallback._rows',

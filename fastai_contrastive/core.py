@@ -65,6 +65,7 @@ def _set_up(self:ContrastiveCallback):
     TermCallback._set_up(self)
     self.objective.fits(self._enc)
     self._check_dl(ifnone(self.dl, self.learn.dls.train))
+    if self.share: self._check_share()
     if self.views is None: self.views = self.objective.views()
     if not hasattr(self.views, 'setup'): return
     known = self.dl is None or stats_of(self.learn.dls) is not None and stats_of(self.dl) is not None
@@ -168,14 +169,18 @@ def _can_share(objective, dl):
             'encoder in a way of its own: leave it out')
 
 @patch
-def _listen(self:ContrastiveCallback):
-    "Note what the encoder gives in the learner's own pass"
-    self._unlisten()
+def _check_share(self:ContrastiveCallback):
+    "Is there a pass to share, of the images that the term sees?"
     if self.alone: raise ValueError(f'{self.name}: share=True, but there is no task whose pass could be shared: '
         'leave it out')
     mix = first(self.learn._grab_cbs(MixHandler))
     if mix: raise ValueError(f'{self.name}: share=True, but {type(mix).__name__} mixes the images of the pass: '
         'leave out one of the two')
+
+@patch
+def _listen(self:ContrastiveCallback):
+    "Note what the encoder gives in the learner's own pass"
+    self._unlisten()
     enc,there = self._enc,{*self.learn.model.modules()}
     def _note(x, f):
         if self._heard is None: self._heard = x,f
