@@ -181,6 +181,7 @@ def _check_share(self:ContrastiveCallback):
 def _listen(self:ContrastiveCallback):
     "Note what the encoder gives in the learner's own pass"
     self._unlisten()
+    self._heard = None
     enc,there = self._enc,{*self.learn.model.modules()}
     def _note(x, f):
         if self._heard is None: self._heard = x,f
@@ -194,16 +195,13 @@ def _last(body, there):
 
 @patch
 def _unlisten(self:ContrastiveCallback):
-    self._heard = None
     if self._enc is not None: self._enc._note = None
     if self._ear is not None: self._ear.remove()
     self._ear = None
 
 @patch
 def after_pred(self:ContrastiveCallback):
-    heard = self._heard
     self._unlisten()
-    self._heard = heard
     TermCallback.after_pred(self)
 
 @patch
@@ -228,6 +226,7 @@ def _shared(self:ContrastiveCallback, views):
 @patch
 def _tidy(self:ContrastiveCallback):
     self._unlisten()
+    self._heard = None
     TermCallback._tidy(self)
 
 # %% ../nbs/terms/03_core.ipynb #a152711f
