@@ -79,3 +79,17 @@ def test_passes_that_cannot_be_shared(what, make, kwargs, cbs):
 def test_what_cannot_share_a_pass_says_so_at_once():
     with pytest.raises(ValueError, match='dl= feeds'): ContrastiveCallback(SimCLR(), dl=[], share=True)
     with pytest.raises(ValueError, match='way of its own'): ContrastiveCallback('densecl', share=True)
+
+@pytest.mark.parametrize('make', [labels_learn,task_learn])
+@pytest.mark.parametrize('share', [False,True])
+def test_a_pass_is_saved(make, share):
+    "Images through the encoder's first layer in a step: the learner's own pass, and those of the views that are left"
+    learn,seen = shared_learn(make, share=share),[]
+    first = next(o for o in learn.model.modules() if isinstance(o, nn.Conv2d))
+    was = first.forward
+    def counted(x):
+        if learn.training: seen.append(len(x))
+        return was(x)
+    first.forward = counted
+    fit(learn)
+    assert seen==([8,8] if share else [8,16])
