@@ -202,10 +202,14 @@ def read(self:Checkpoints,
     if broken: raise ValueError(f"no state in {self.folder} can be read: {'; '.join(broken)}")
 
 @patch
+def empty(self:Checkpoints):
+    "Remove the states."
+    for o in [*self.folder.glob('[0-9]*.*'), *self.folder.glob('.[0-9]*.*')]: o.unlink(missing_ok=True)
+
+@patch
 def clear(self:Checkpoints):
     "Remove the states, and the folder if nothing else is in it."
-    for o in self.folder.glob('[0-9]*.*'): o.unlink(missing_ok=True)
-    for o in self.folder.glob('.[0-9]*.*'): o.unlink(missing_ok=True) # What a process that died was writing
+    self.empty()
     self.unlock()
     (self.folder/'lock').unlink(missing_ok=True)
     try: self.folder.rmdir()
@@ -222,7 +226,7 @@ def lock(self:Checkpoints):
     except Timeout: raise ValueError(f'another process is training in {self.folder}: wait for it to end, or take another '
                                      'folder') from None
     self._lock = lock
-    for o in self.folder.glob('.[0-9]*.*'): o.unlink(missing_ok=True)
+    for o in self.folder.glob('.[0-9]*.*'): o.unlink(missing_ok=True) # What a process that died was writing
 
 @patch
 def unlock(self:Checkpoints):

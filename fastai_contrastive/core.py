@@ -29,7 +29,7 @@ _all_ = ['Objective', 'get_objective', 'Encoder', 'create_encoder', 'save_encode
 class ContrastiveCallback(TermCallback):
     "Adds `weight` times a contrastive term to whatever the `Learner` is trained on"
     made,size_hint = 'views','pass views=objective.views().but(size=..., small_size=...)'
-    _heard = _ear = None
+    _heard = _ear = _order = None
     def __init__(self,
         objective:Objective|str, # An `Objective` (or its name)
         views:Callable|None=None, # Batch (bs, c, h, w) → list of views; the objective's own at the batch's size if None
@@ -104,10 +104,15 @@ def inputs(self:ContrastiveCallback,
     return [v.as_subclass(Tensor) for v in self.views(x)]
 
 @patch
+def before_train(self:ContrastiveCallback):
+    TermCallback.before_train(self)
+    self._order = None
+
+@patch
 def before_batch(self:ContrastiveCallback):
     "Note the order that the learner's loader has drawn: whoever asks it for a batch in between makes it draw another"
-    own = self.dl is None and self.learn.training and self.learn.iter==0
-    if own and self.objective.needs_ids: self._order = self.learn.dl._DataLoader__idxs
+    new = self._order is None and self.dl is None and self.learn.training
+    if new and self.objective.needs_ids: self._order = self.learn.dl._DataLoader__idxs
     TermCallback.before_batch(self)
     if self._inputs is None: return
     self.objective.check_batch(self._inputs, self._y) # Before the learner's pass, which moves batch norms
@@ -117,9 +122,9 @@ def before_batch(self:ContrastiveCallback):
 def _rows(self:ContrastiveCallback):
     "Which rows of the data set the images of the batch are; None if nobody asks"
     if not (self.objective.needs_ids and self.learn.training): return None
-    dl,i = (self.learn.dl,self.learn.iter) if self.dl is None else (self.dl,self._i-1)
-    if i==0 and self.dl is not None: self._order = dl._DataLoader__idxs
-    return tensor(list(self._order[i*dl.bs:(i+1)*dl.bs]))
+    dl,i,order = self.learn.dl,self.learn.iter,self._order
+    if self.dl is not None: dl,i,order = self.dl,self._it.n-1,self._it.order
+    return tensor(list(order[i*dl.bs:(i+1)*dl.bs]))
 
 
 # %% ../nbs/terms/03_core.ipynb #a3443f7f

@@ -17,6 +17,7 @@ from .stats import *
 from .encoder import *
 from .lending import *
 from .balance import *
+from .passage import Passage
 from .guest import *
 from .guest import _bs, _n_images
 
@@ -90,7 +91,7 @@ class TermCallback(Callback):
     def _init_run(self):
         self._enc,self._inputs,self._y,self._snap,self._it,self._synced,self._later = (None,)*7
         self._task_loss = self._raw = None
-        self._sum,self._n,self._i,self._stepped,self._owed,self._norms = 0.,0,0,True,False,None
+        self._sum,self._n,self._stepped,self._owed,self._norms = 0.,0,True,False,None
         self._history = []
 
     @property
@@ -300,10 +301,9 @@ def _batch(self:TermCallback):
     for _ in range(2):
         b = next(self._it, None) if self._it is not None else None
         if b is not None:
-            self._i += 1
             x = to_device(b[0] if isinstance(b, (tuple,list)) else b, self.learn.xb[0].device)
             return (renormalise(x, *self._norms) if self._norms else x),None
-        self._it,self._i = iter(self.dl),0
+        self._it = Passage(self.dl)
     raise ValueError('the second loader `dl` is empty: give it at least one batch')
 
 @patch
