@@ -79,6 +79,9 @@ _terms = Annotated[term_weights, 'More terms and their weights (simclr=.5,rotati
 _term_args = Annotated[term_settings, 'Settings of those terms: name.key=value,name.key=value (simclr.temp=.2)']
 _unlabelled = Annotated[str, 'Folder of images that feed the terms, searched as that of --data: of one with train/ '
                         'and unsup/ these two; the images that are trained on if not given']
+_restart = Annotated[bool, 'Begin anew, where a run of that name was broken off or is finished?']
+_minutes = Annotated[float, 'Save the whole state every so many minutes, and after each epoch; the same command again '
+                     'goes on from there']
 
 # %% ../nbs/commands/03_cli.ipynb #342ee2a2
 def _next(out, data, size, skip_bad, num_workers):
@@ -125,10 +128,12 @@ def pretrain(
     knn:_knn=None,
     skip_bad:bool=False, # Read every file first, and leave out those that cannot be read?
     num_workers:int=None, # Loading processes; fastai's choice if not given
-    out:str='pretrained.safetensors', # Weights file; the row goes beside it as .json
+    out:str='pretrained.safetensors', # Weights file; the row goes beside it as .json, what an unfinished run needs as .run
+    restart:_restart=False,
+    minutes:_minutes=10.,
 ):
     "Pretrain an encoder on a task, an objective, or several; an objective that needs labels gets those of train/."
-    check_numbers(knn=knn, num_workers=num_workers)
+    check_numbers(knn=knn, num_workers=num_workers, minutes=minutes)
     r = Recipe(data, size, bs, arch, arch_args or {}, task, task_args or {}, objective, objective_args or {},
         views_args or {}, weight, epochs, lr, wd, seed, with_val, terms or {}, term_args or {}, unlabelled)
     out,kw = out_file(out, '.safetensors'),dict(num_workers=num_workers, skip_bad=skip_bad)
@@ -137,7 +142,7 @@ def pretrain(
         labelled = labelled_dls(data_path(data, size), size, bs, **kw)
         cbs.append(KNNMonitor(labelled, k=_n_neighbours(labelled, None, knn)))
     print(f'{r.name}: {arch}, {data}, {size} px, {epochs} epochs', flush=True)
-    _,row = recipes.pretrain(r, out, cbs=cbs, **kw)
+    _,row = recipes.pretrain(r, out, cbs=cbs, resume=True, restart=restart, minutes=minutes, **kw)
     print(f"{row['images']} images{_fed(row)}, {row['steps']} steps, {row['seconds']} s")
     print(f"weights: {out}\nrow:     {_beside(out, '.json')}")
     print(_next(out, data, size, skip_bad, num_workers), flush=True)
@@ -185,13 +190,16 @@ def finetune(
     skip_bad:bool=False, # Read every file first, and leave out those that cannot be read?
     num_workers:int=None, # Loading processes; fastai's choice if not given
     out:str=None, # File of the row, the classifier's weights beside it as .pth; ENCODER.finetune.json if not given
+    restart:_restart=False,
+    minutes:_minutes=10.,
 ):
     "Train a classifier and the encoder under it with labels, and terms; the accuracy is the last epoch's, on val/."
-    check_numbers(size=size, pct=pct, epochs=epochs, lr=lr, wd=wd, bs=bs, seed=seed, num_workers=num_workers)
+    check_numbers(size=size, pct=pct, epochs=epochs, lr=lr, wd=wd, bs=bs, seed=seed, num_workers=num_workers,
+        minutes=minutes)
     _check_arch(encoder, arch)
     out,kw = _row_file(out, encoder, 'finetune'),dict(skip_bad=skip_bad, num_workers=num_workers)
-    kw = dict(terms=terms, term_args=term_args, unlabelled=unlabelled, **kw)
-    _,row = recipes.finetune(encoder, data, out, size, bs, epochs, lr, wd, pct, seed, arch_args, cbs=Lines(), **kw)
+    kw = dict(terms=terms, term_args=term_args, unlabelled=unlabelled, restart=restart, minutes=minutes, **kw)
+    _,row = recipes.finetune(encoder, data, out, size, bs, epochs, lr, wd, pct, seed, arch_args, cbs=Lines(), resume=True, **kw)
     print(f"{row['n_labels']} labels{_fed(row)}", flush=True)
     _say(row, out, accuracy=row['accuracy'])
     return row

@@ -21,7 +21,7 @@ from .pretext_term import *
 
 # %% ../nbs/runs/02_given.ipynb #316bb4b2
 _whole = dict(size=1, bs=1, epochs=1, finetune_epochs=1, k=1, knn=1, n=1, repeats=1, seed=0, num_workers=0, threads=0)
-_above,_least = ('lr','C'),('wd','weight')
+_above,_least = ('lr','C','minutes'),('wd','weight')
 
 def _want(k, v):
     "What number `k` must be, if `v` is not that"

@@ -33,7 +33,7 @@ class Lines(Callback):
 
     def before_fit(self):
         self._logger,self.learn.logger = self.learn.logger,self._row
-        self._start,self._last,self._w,self._said = time.time(),0.,0,''
+        self._start,self._last,self._w,self._said,self._from = time.time(),0.,0,'',None
         if not self.label: print(self._cells(self.recorder.metric_names), flush=True)
 
     def after_fit(self):
@@ -57,7 +57,9 @@ def after_batch(self:Lines):
     if not is_terminal() or now-self._last<self.every: return
     part = (self.iter+1)/self.n_iter*.9 if self.training else .95
     self._last,done = now,(self.epoch+part)/self.n_epoch
-    left,what = format_time((now-self._start)/done*(1-done)),'training' if self.training else 'validation'
+    if self._from is None: self._from = now,done # A run that goes on has not done all of this today
+    (start,was),what = self._from,'training' if self.training else 'validation'
+    left = format_time((now-start)/max(done-was, 1e-6)*(1-done)) if done>was else '?'
     s = f'{self.label or ""} epoch {self.epoch+1}/{self.n_epoch}, {what} {self.iter+1}/{self.n_iter}, {left} to go'
     self._over(s.strip()[:shutil.get_terminal_size().columns-1])
 

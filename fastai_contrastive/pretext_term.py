@@ -12,6 +12,7 @@ from .asked import *
 from .encoder import unwrap_model
 from .stats import *
 from .term import *
+from .run_state import *
 from .task import *
 
 # %% ../nbs/terms/32_pretext_term.ipynb #5b5f099c
@@ -170,6 +171,22 @@ def load_state_dict(self:PretextTerm,
     if sd['module'] is None: return
     if self.is_built: self._load(sd)
     else: self._later = sd
+
+@patch
+def run_state(self:PretextTerm)->dict: # As that of any term; judges
+    "What the term has to remember of a run: also what its task's metrics have seen in this epoch."
+    return dict(**TermCallback.run_state(self), judges=[plain_state(m) for m in self._judges],
+        judged=getattr(self, '_judged', False))
+
+@patch
+def load_run_state(self:PretextTerm,
+    s:dict, # From `run_state` of the same term
+):
+    "Put back what `run_state` gave, in a fit that has begun."
+    TermCallback.load_run_state(self, s)
+    for m,o in zip(self._judges, s['judges']):
+        for k,v in o.items(): setattr(m, k, v)
+    self._judged = s['judged']
 
 @patch
 def _load(self:PretextTerm, sd):

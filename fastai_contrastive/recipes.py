@@ -21,6 +21,7 @@ from .pretext import *
 from .rows import *
 from .rows import _beside
 from .given import *
+from .resumable import *
 from .judge import *
 from .judge import _n_fed
 
@@ -124,7 +125,22 @@ class SaveEncoder(Callback):
         path:str|Path, # File to write, `.safetensors`
         recipe:dict|None=None, # Kept in the header
         row:Callable|None=None, # Learner → row, written beside as `.json` if given
-    ): self.path,self.recipe,self.row,self.saved = check_writable(path),recipe,row,0
+    ): self.path,self.recipe,self.row,self.saved,self.start = check_writable(path),recipe,row,0,time.time()
+
+    def state_dict(self)->dict: # saved, seconds
+        "How many epochs were saved, and how long it has taken."
+        return dict(saved=self.saved, seconds=self.seconds)
+
+    def load_state_dict(self,
+        sd:dict, # From `state_dict`
+    ):
+        "Go on counting."
+        self.saved,self.start = sd['saved'],time.time()-sd['seconds']
+
+    @property
+    def seconds(self)->float:
+        "Time since it was made, of a run that goes on also that before."
+        return time.time()-self.start
 
     def before_fit(self):
         if not self.learn.lock.locked(): self.saved = 0
@@ -146,28 +162,39 @@ def kept(self:SaveEncoder)->str:
     return 'nothing was saved' + (f'; {self.path} is an earlier run\'s' if self.path.exists() else '')
 
 # %% ../nbs/runs/06_recipes.ipynb #d0e4dfe5
-def _pretrain_row(r, start, where, learn):
+def _pretrain_row(r, save, where, learn):
     "What there is to say about a run after the epochs that it has had"
     num = lambda v: None if v is None or not math.isfinite(v) else round(float(v), 5)
     values = [[num(v) for v in o] for o in learn.recorder.values]
     return dict(kind='pretrain', name=r.name, **asdict(r), images=len(learn.dls.train_ds), steps=learn.train_iter,
         labels=any(c.objective.needs_labels for c in learn._grab_cbs(ContrastiveCallback)),
         n_unlabelled=_n_fed(learn) if r.unlabelled is not None else None,
-        seconds=round(time.time()-start, 1), columns=list(learn.recorder.metric_names)[1:-1], values=values, **where)
+        seconds=round(save.seconds, 1), columns=list(learn.recorder.metric_names)[1:-1], values=values, **where)
 
 def pretrain(
     r:Recipe, # What to train
     out:str|Path, # Weights file to write; the row goes beside it as `.json`
     dls:DataLoaders|None=None, # Made from the recipe if None
     cbs:Callback|list|None=None, # More callbacks, such as `KNNMonitor`
+    resume:bool=False, # Keep the whole state in a folder beside `out` (`.run`), go on from it if there is one?
+    restart:bool=False, # With `resume`: begin anew, whatever is there?
+    minutes:float=10., # With `resume`: save the state every so many minutes, and after each epoch
     **kwargs # For `unlabeled_dls`, and what of it is about files also for the loader that feeds the terms
-)->tuple: # Learner, row (dict)
+)->tuple: # Learner (None where the run was finished before), row (dict)
     "Carry out a recipe. Raises `ValueError` and `OSError` before training; a `KeyboardInterrupt` says what was saved."
-    save = SaveEncoder(out_file(out, '.safetensors'), asdict(r))
-    with on_interrupt(save.kept):
+    out,settings = out_file(out, '.safetensors'),asdict(r)
+    keep = Resumable(_beside(out, '.run'), minutes, settings=_without_paths(settings), restart=restart) if resume else None
+    if resume and not restart and out.exists() and (row := finished_row(_beside(out, '.json'), settings)):
+        keep.store.clear()
+        return None,row
+    save = SaveEncoder(out, settings)
+    with on_interrupt(lambda: save.kept()+('; the same again goes on' if resume else '')):
         set_seed(r.seed)
-        learn = recipe_learner(r, dls, [save, *L(cbs)], **kwargs)
-        save.row = partial(_pretrain_row, r, time.time(), provenance())
+        learn = recipe_learner(r, dls, [save, *L(cbs), *L(keep)], **kwargs)
+        save.start,save.row = time.time(),partial(_pretrain_row, r, save, provenance())
         learn.fit_one_cycle(r.epochs, r.lr)
     row = save.row(learn)
+    if keep: keep.store.clear()
     return learn,{**row, 'epoch':save.saved, 'finished':save.saved==r.epochs}
+
+def _without_paths(d): return {k:v for k,v in d.items() if k not in ('data','unlabelled')}

@@ -44,6 +44,16 @@ class TermGradients(Callback):
         rows = [dict(loss=k, value=o.item(), weight=weights.get(k, 1.), norm=norms[k]) for k,o in losses.items()]
         self._rows.append((self.learn.train_iter,rows,cos))
 
+    def state_dict(self)->dict: # rows
+        "What was measured, for a run that goes on another day."
+        return dict(rows=list(self._rows))
+
+    def load_state_dict(self,
+        sd:dict, # From `state_dict`
+    ):
+        "Put back what was measured."
+        self._rows = list(sd['rows'])
+
 # %% ../nbs/terms/05_sight.ipynb #63193620
 @patch(as_prop=True)
 def frame(self:TermGradients)->pd.DataFrame: # step, loss (its name), value, weight, norm
