@@ -23,6 +23,7 @@ from fastai_contrastive.clips import *
 from fastai_contrastive.guest import *
 from fastai_contrastive.term import *
 from fastai_contrastive.core import *
+from fastai_contrastive.divergence import *
 from fastai_contrastive.lessons import *
 from fastai_contrastive.sight import *
 from fastai_contrastive.asked import *
@@ -35,4 +36,5 @@ from fastai_contrastive.evaluation.knn import *
 from fastai_contrastive.evaluation.linear import *
 from fastai_contrastive.evaluation.factors import *
 from fastai_contrastive.plots import *
+from fastai_contrastive.resumable import Resumable
 from fastai_contrastive.recipes import *

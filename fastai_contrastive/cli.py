@@ -24,6 +24,7 @@ from .judge import _n_neighbours
 from .recipes import Recipe, data_path, write_row
 from .bench import bench_cases, bench_rows, split_case
 from .core import *
+from .divergence import *
 from .data import *
 from .encoder import *
 from .evaluation.knn import *
@@ -137,7 +138,7 @@ def pretrain(
     r = Recipe(data, size, bs, arch, arch_args or {}, task, task_args or {}, objective, objective_args or {},
         views_args or {}, weight, epochs, lr, wd, seed, with_val, terms or {}, term_args or {}, unlabelled)
     out,kw = out_file(out, '.safetensors'),dict(num_workers=num_workers, skip_bad=skip_bad)
-    cbs = [Lines()]
+    cbs = [Lines(), StopOnDivergence()]
     if knn is not None:
         labelled = labelled_dls(data_path(data, size), size, bs, **kw)
         cbs.append(KNNMonitor(labelled, k=_n_neighbours(labelled, None, knn)))
@@ -199,7 +200,7 @@ def finetune(
     _check_arch(encoder, arch)
     out,kw = _row_file(out, encoder, 'finetune'),dict(skip_bad=skip_bad, num_workers=num_workers)
     kw = dict(terms=terms, term_args=term_args, unlabelled=unlabelled, restart=restart, minutes=minutes, **kw)
-    _,row = recipes.finetune(encoder, data, out, size, bs, epochs, lr, wd, pct, seed, arch_args, cbs=Lines(), resume=True, **kw)
+    _,row = recipes.finetune(encoder, data, out, size, bs, epochs, lr, wd, pct, seed, arch_args, cbs=[Lines(), StopOnDivergence()], resume=True, **kw)
     print(f"{row['n_labels']} labels{_fed(row)}", flush=True)
     _say(row, out, accuracy=row['accuracy'])
     return row

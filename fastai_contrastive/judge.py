@@ -123,7 +123,7 @@ def finetune(
     cbs = term_cbs(parts, unlabelled_dl(unlabelled, size, bs, **kwargs)) + list(L(cbs)) + list(L(keep))
     if dls is None: dls = labelled_dls(data_path(data, size), size, bs, pct=pct, seed=seed, **kwargs)
     learn,start = finetune_learner(dls, prepared(enc, parts), cbs=cbs, wd=wd),time.time()
-    with on_interrupt(lambda: _nothing_written(learn, out)): learn.fit_one_cycle(epochs, lr)
+    with on_interrupt(lambda: f'{_nothing_written(learn, out)}{keep.there if keep else ""}'): learn.fit_one_cycle(epochs, lr)
     row = dict(kind='finetune', **row, **what, data=str(data), n_labels=len(dls.train_ds), n_valid=len(dls.valid_ds),
         n_unlabelled=_n_fed(learn) if unlabelled is not None else None, accuracy=_last(learn, 'accuracy'),
         seconds=round(time.time()-start, 1), finished=len(learn.recorder.values)==epochs, **provenance())

@@ -10,6 +10,7 @@ __all__ = ['Recipe', 'recipe_learner', 'SaveEncoder', 'pretrain', 'git_commit', 
 
 # %% ../nbs/runs/06_recipes.ipynb #5e0406ed
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, asdict, fields
 from fastai.vision.all import *
 from .encoder import *
@@ -21,6 +22,7 @@ from .pretext import *
 from .rows import *
 from .rows import _beside
 from .given import *
+from .divergence import *
 from .resumable import *
 from .judge import *
 from .judge import _n_fed
@@ -161,6 +163,18 @@ def kept(self:SaveEncoder)->str:
     if self.saved: return f'{self.path} holds the encoder after epoch {self.saved} of {n}'
     return 'nothing was saved' + (f'; {self.path} is an earlier run\'s' if self.path.exists() else '')
 
+@patch
+def rescue(self:SaveEncoder)->str: # For a message
+    "Write the encoder of a run that has diverged, as it was before, if its weights are finite."
+    learn = self.learn
+    good = all(torch.isfinite(o).all() for o in unwrap_model(learn.model).state_dict().values())
+    if not good: return self.kept()
+    at = dict(epoch=learn.epoch, epochs=learn.n_epoch, finished=False, diverged_at=learn.train_iter)
+    _beside(self.path, '.json').unlink(missing_ok=True)
+    save_encoder(learn, self.path, {**(self.recipe or {}), **at})
+    if self.row: write_row({**self.row(learn), **at}, _beside(self.path, '.json'))
+    return f'{self.path} holds the encoder as it was before that step'
+
 # %% ../nbs/runs/06_recipes.ipynb #d0e4dfe5
 def _pretrain_row(r, save, where, learn):
     "What there is to say about a run after the epochs that it has had"
@@ -188,7 +202,7 @@ def pretrain(
         keep.store.clear()
         return None,row
     save = SaveEncoder(out, settings)
-    with on_interrupt(lambda: save.kept()+('; the same again goes on' if resume else '')):
+    with on_interrupt(lambda: f'{save.kept()}{keep.there if keep else ""}'), _rescued(save):
         set_seed(r.seed)
         learn = recipe_learner(r, dls, [save, *L(cbs), *L(keep)], **kwargs)
         save.start,save.row = time.time(),partial(_pretrain_row, r, save, provenance())
@@ -196,5 +210,11 @@ def pretrain(
     row = save.row(learn)
     if keep: keep.store.clear()
     return learn,{**row, 'epoch':save.saved, 'finished':save.saved==r.epochs}
+
+@contextmanager
+def _rescued(save):
+    "Within, what diverges leaves its last good encoder behind"
+    try: yield
+    except Diverged as e: raise Diverged(f"{str(e).split(':'+chr(10)+chr(9))[-1]}. {save.rescue()}") from e
 
 def _without_paths(d): return {k:v for k,v in d.items() if k not in ('data','unlabelled')}

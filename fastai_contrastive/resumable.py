@@ -131,9 +131,15 @@ def describe_run(
     loaders = dict(images=learn.dls.train, **{f'images of {c.name}':c.dl for c in _fed(learn)})
     return dict(epochs=learn.n_epoch, batches=_len(learn.dls.train), bs=getattr(learn.dls.train, 'bs', None),
         model=f'{type(m).__name__} {zlib.crc32(layers.encode()):08x}', loss=type(learn.loss_func).__name__,
-        optimizer=type(_core(opt)).__name__, lr=[h['lr'] for h in opt.hypers],
+        optimizer=_opt_name(opt), lr=[h['lr'] for h in opt.hypers],
         wd=[h.get('wd', h.get('weight_decay')) for h in opt.hypers], trained=sum(p.requires_grad for p in m.parameters()),
         **{k:digest(o) for k,o in loaders.items()}, callbacks=cbs)
+
+def _opt_name(opt):
+    "What it does: fastai's optimizers are lists of functions"
+    if isinstance(opt, Lookahead): return f'Lookahead of {_opt_name(opt.opt)}'
+    if isinstance(opt, OptimWrapper): return type(opt.opt).__name__
+    return ' '.join(getattr(o, '__name__', type(o).__name__) for o in getattr(opt, 'cbs', [])) or type(opt).__name__
 
 def _fed(learn): return [c for c in learn._grab_cbs(TermCallback) if c.dl is not None]
 def _len(o):
@@ -174,11 +180,16 @@ class Resumable(Callback):
         if steps is not None and not (isinstance(steps, int) and steps>0):
             raise ValueError(f'steps is a number of batches, 1 or more: got {steps!r}')
         self.store,self.minutes,self.steps,self.settings = Checkpoints(folder),minutes,steps,settings or {}
-        self.restart,self.say,self.seconds,self.saves = restart,say,0.,0
+        self.restart,self.say,self.seconds,self.saves,self.step = restart,say,0.,0,0
         self._fit,self._on,self._handlers,self._named = 0,False,{},set()
 
     @property
     def folder(self)->Path: return self.store.folder
+
+    @property
+    def there(self)->str:
+        "What there is to go on from, for the end of a message; empty where there is nothing."
+        return f'; {self.folder} holds the run up to step {self.step}, and the same again goes on' if self.step else ''
     def __repr__(self): return f'Resumable({str(self.folder)!r})'
     def __reduce__(self): return Callback, ()
 
@@ -230,7 +241,7 @@ def _found_state(self:Resumable, state, head):
 def _where(self:Resumable, h):
     when = f"saved {h['saved'].replace('T', ' ')}"
     if h['done']: return f"{self.folder}: this run is finished (step {h['step']}, {when}); nothing is left to do"
-    n = f", batch {h['n']+1} of {self._run['batches']}" if h['n'] else ''
+    n = '' if not h['n'] else f", batch {h['n']+1} of {b}" if h['n']<(b:=self._run['batches']) else ', its validation'
     return f"{self.folder}: goes on in epoch {h['epoch']+1} of {self.learn.n_epoch}{n}, after step {h['step']}, {when}"
 
 # %% ../nbs/runs/04_resumable.ipynb #1c4039c7
@@ -351,7 +362,7 @@ def save(self:Resumable,
         except OSError as e:
             self._failed = str(e)
             self.say(f'{self.folder}: step {step} could not be saved ({e}). Training goes on, and the state before it stays')
-        else: self._failed = None
+        else: self._failed,self.step = None,step
     self._last,self._since,self.saves = time.time(),0,self.saves+1
     self.seconds += self._last-start
 
@@ -475,7 +486,7 @@ def _leave(self:Resumable):
     own = self._handlers.get(num)
     if callable(own) and own is not signal.default_int_handler: return own(num, None)
     self.say(f'{self.folder}: stopped by {signal.Signals(num).name}; the same again goes on from here')
-    if num==signal.SIGINT: raise KeyboardInterrupt(f'what there is, is in {self.folder}; the same again goes on from there')
+    if num==signal.SIGINT: raise KeyboardInterrupt
     self._let_go(broken=True)
     sys.stdout.flush()
     os.kill(os.getpid(), num)

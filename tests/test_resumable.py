@@ -1,0 +1,325 @@
+"A run that was broken off goes on as if nothing had happened"
+import errno, os, random, signal, sys, pytest, torch
+import forked
+from broken_off import *
+from fastai_contrastive import resumable, checkpoints, cli
+from fastai_contrastive.checkpoints import Checkpoints, read_head
+from fastai_contrastive.passage import Passage, random_states, set_random_states
+
+class Break(Callback):
+    "Something goes wrong at batch `n`; by `how`, an exception or a function"
+    order = 10**6+1
+    def __init__(self, n, how=RuntimeError): self.n,self.how,self.k = n,how,0
+    def after_batch(self):
+        self.k += self.training
+        if self.training and self.k==self.n:
+            if isinstance(self.how, type): raise self.how('broken off')
+            self.how()
+
+def broken(case, folder, n=8, how=RuntimeError, **kwargs):
+    "A run that saves every three batches, broken off at batch `n`"
+    with pytest.raises((RuntimeError,KeyboardInterrupt)): run(case, folder, cbs=[Break(n, how)], **{'steps':3, **kwargs})
+
+def goes_on(case, tmp_path, n=8):
+    "The case without a break, and broken off and carried on"
+    whole = end(run(case, tmp_path/'whole'/'run'))
+    broken(case, tmp_path/'run', n)
+    assert Checkpoints(tmp_path/'run').files
+    assert not unequal(whole, end(run(case, tmp_path/'run', seed=5)))
+
+some = ['simclr','task+byol','labels+swav','pirl','task+moco','base inpainting','ranger','adamw','workers','bf16','accumulate',
+        'dl','ids dl','two terms','trackers','two fits','knn','train metrics']
+assert not set(some)-set(cases())
+
+@pytest.mark.parametrize('case', some)
+def test_goes_on_bit_for_bit(case, tmp_path): goes_on(case, tmp_path)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', [o for o in cases() if o not in some])
+def test_every_other_case_goes_on_bit_for_bit(case, tmp_path): goes_on(case, tmp_path)
+
+@pytest.mark.parametrize('n', [3,5,6,10,13])
+def test_wherever_it_is_broken_off(n, tmp_path):
+    "At the first state, just before and just after the end of an epoch of five batches"
+    goes_on('labels+simclr', tmp_path, n)
+
+def test_resumable_changes_nothing(tmp_path):
+    "With it, or without, a run is the same"
+    assert not unequal(end(run('labels+simclr', None)), end(run('labels+simclr', tmp_path/'run', steps=1)))
+
+def test_a_second_break(tmp_path):
+    whole = end(run('task+simclr', tmp_path/'whole'/'run'))
+    broken('task+simclr', tmp_path/'run', 5)
+    broken('task+simclr', tmp_path/'run', 4, seed=7)
+    assert not unequal(whole, end(run('task+simclr', tmp_path/'run', seed=9)))
+
+# Told to stop
+
+def test_ctrl_c_then_fit_again(tmp_path):
+    "In a notebook: the same learner, and the same call"
+    whole,(learn,how) = end(run('labels+simclr', None)),(None,None)
+    keep,was = Resumable(tmp_path/'run', say=noop),signal.getsignal(signal.SIGINT)
+    set_seed(0)
+    stop = Break(7, lambda: os.kill(os.getpid(), signal.SIGINT))
+    learn,how = learner('labels+simclr', tmp_path, keep, stop)
+    set_seed(0)
+    with pytest.raises(KeyboardInterrupt): fitted(learn, how)
+    assert signal.getsignal(signal.SIGINT) is was and '_with_events' not in learn.__dict__
+    assert read_head(keep.store.files[-1])['step']==8 # The batch after the signal was finished, and saved
+    assert not unequal(whole, end(fitted(learn, how)))
+
+def test_an_answer_of_ones_own_to_a_signal(tmp_path):
+    "It is called when the state is saved, and training goes on"
+    got,was = [],signal.signal(signal.SIGUSR1, lambda *a: got.append(len(Checkpoints(tmp_path/'run').files)))
+    try: learn = run('labels+simclr', tmp_path/'run', cbs=[Break(7, lambda: os.kill(os.getpid(), signal.SIGUSR1))])
+    finally: signal.signal(signal.SIGUSR1, was)
+    assert got==[2] and len(learn.recorder.values)==epochs # The first epoch's, and the signal's
+
+_signals = '''
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from broken_off import *
+class Ask(Callback):
+    order = -100
+    def before_batch(self):
+        if self.training and self.train_iter==6: os.kill(os.getpid(), int(sys.argv[2]))
+run('labels+simclr', Path(sys.argv[1])/'run', cbs=[Ask()])
+'''
+
+@pytest.mark.parametrize('name,status', [('SIGTERM',-15), ('SIGUSR1',-10), ('SIGINT',1)])
+def test_the_usual_status(name, status, tmp_path):
+    src = _signals.format(tests=str(Path(__file__).parent))
+    p = forked.code(src, tmp_path, int(getattr(signal, name)))
+    # A program that is run by `runpy` in a process of `multiprocessing` ends by 1 where a script has 130
+    assert p.returncode==status, p.stderr
+    assert read_head(Checkpoints(tmp_path/'run').files[-1])['step']==7
+    assert not unequal(end(run('labels+simclr', None)), end(run('labels+simclr', tmp_path/'run', seed=3)))
+
+# Killed
+
+@pytest.fixture(scope='module')
+def kills():
+    "The script that kills hundreds of runs"
+    sys.path.insert(0, str(Path(__file__).parents[1]/'nbs'/'results'))
+    import kills
+    return kills
+
+@pytest.mark.parametrize('case,slow,n', [('labels+byol',False,4), ('dl',False,3), ('simclr',True,3)])
+def test_kill_9(kills, case, slow, n):
+    "Ten kills, some while a file is being written"
+    row = kills.case_row(case, 1, n, slow)
+    assert len(row['kills'])==n and not row['unequal'], row
+    if slow: assert any(o['writing'] for o in row['kills'])
+    else: assert any(o['on'] and o['on'][2] for o in row['kills']), 'none from the middle of an epoch'
+
+# Refused, or said
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+    "A run that was broken off"
+    p = tmp_path_factory.mktemp('stopped')/'run'
+    broken('labels+simclr', p)
+    return p
+
+def copy_of(folder, to):
+    shutil.copytree(folder, to/'run')
+    return to/'run'
+
+def test_other_settings_are_named(stopped, tmp_path):
+    p = copy_of(stopped, tmp_path)
+    was = {o.name:o.read_bytes() for o in p.glob('0*')}
+    def other(*cbs, lr=1e-2, case='labels+simclr', **kwargs):
+        learn,_ = learner(case, tmp_path, *cbs, Resumable(p, say=noop, **kwargs))
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+    for f,what in ((lambda: other(lr=1e-3), 'param_scheduler.lr'), (lambda: other(MixUp()), 'mix_up'),
+                   (lambda: other(case='ranger'), 'optimizer: '), (lambda: other(case='labels+byol'), 'simclr: '),
+                   (lambda: other(case='base rotation'), 'model: '), (lambda: other(settings=dict(seed=3)), 'seed: nothing then, 3 now')):
+        with pytest.raises(ValueError, match=re.escape(what)) as e: f()
+        assert 'restart=True' in str(e.value)
+    assert was=={o.name:o.read_bytes() for o in p.glob('0*')}
+
+def test_more_epochs_for_a_finished_run(tmp_path):
+    learn = run('labels+simclr', tmp_path/'run')
+    learn2,_ = learner('labels+simclr', tmp_path, Resumable(tmp_path/'run', say=noop))
+    with pytest.raises(ValueError, match='a finished run with other settings .*epochs: 3 then, 5 now.*cannot be lengthened'):
+        with learn2.no_bar(), learn2.no_logging(): learn2.fit_one_cycle(5, 1e-2)
+    assert '_with_events' not in learn2.__dict__ and not learn2.resumable.store._lock
+    said = []
+    learn3,how = learner('labels+simclr', tmp_path, Resumable(tmp_path/'run', say=said.append))
+    assert not unequal(end(learn), end(fitted(learn3, how))) and 'nothing is left to do' in said[0]
+
+def test_restart(stopped, tmp_path):
+    p = copy_of(stopped, tmp_path)
+    set_seed(0)
+    learn,_ = learner('labels+simclr', tmp_path, Resumable(p, restart=True, say=noop))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2)
+    assert len(learn.recorder.values)==1 and learn.train_iter==5
+
+def test_other_images(stopped, tmp_path, monkeypatch):
+    "One that has another size; their place does not matter"
+    p = copy_of(stopped, tmp_path)
+    stat = os.stat
+    first = loaders().train.items[0]
+    class Other:
+        st_size = 1
+    monkeypatch.setattr(os, 'stat', lambda f, **kw: Other() if f==first and not kw else stat(f, **kw))
+    with pytest.raises(ValueError, match='images.files'): run('labels+simclr', p)
+
+def test_other_versions_are_said(stopped, tmp_path, monkeypatch):
+    p,said = copy_of(stopped, tmp_path),[]
+    here = resumable._here
+    monkeypatch.setattr(resumable, '_here', lambda: {**here(), 'torch':'9.9'})
+    learn,how = learner('labels+simclr', tmp_path, Resumable(p, say=said.append))
+    fitted(learn, how)
+    assert any('torch: ' in o and '9.9 now' in o and 'last bits may differ' in o for o in said)
+
+def test_the_newest_state_is_broken(stopped, tmp_path):
+    p,said = copy_of(stopped, tmp_path),[]
+    fn = Checkpoints(p).files[-1].with_suffix('.safetensors')
+    b = bytearray(fn.read_bytes())
+    b[len(b)//2] ^= 1
+    fn.write_bytes(b)
+    whole = end(run('labels+simclr', None))
+    set_seed(0)
+    learn,how = learner('labels+simclr', tmp_path, Resumable(p, say=said.append))
+    set_seed(4)
+    assert not unequal(whole, end(fitted(learn, how)))
+    assert fn.name in said[0] and 'the state before it is taken' in said[0] and 'goes on in epoch' in said[1]
+
+def test_all_states_are_broken(stopped, tmp_path):
+    p = copy_of(stopped, tmp_path)
+    for o in p.glob('*.json'): o.write_text(o.read_text()[:-9])
+    with pytest.raises(ValueError, match='no state in .* can be read'): run('labels+simclr', p)
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    "Training goes on, the older state stays, and it is said at once and at the end"
+    said,write = [],checkpoints.write_state
+    def full(*args, **kwargs):
+        if len(list((tmp_path/'run').glob('*.json')))>=1: raise OSError(errno.ENOSPC, 'No space left on device')
+        return write(*args, **kwargs)
+    monkeypatch.setattr(checkpoints, 'write_state', full)
+    whole = end(run('labels+simclr', None))
+    set_seed(0)
+    learn,how = learner('labels+simclr', tmp_path, Resumable(tmp_path/'run', steps=3, say=said.append))
+    set_seed(0)
+    assert not unequal(whole, end(fitted(learn, how)))
+    assert 'No space left' in said[0] and 'Training goes on' in said[0] and 'could not be saved' in said[-1] and 'older' in said[-1]
+    assert [read_head(o)['step'] for o in Checkpoints(tmp_path/'run').files]==[3]
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(NotADirectoryError, match='choose another folder'): run('labels+simclr', tmp_path/'file'/'run')
+
+def test_a_second_process(tmp_path):
+    "Is kept out while the first trains, and not by a file that is left behind"
+    got = []
+    def second():
+        try: run('labels+simclr', tmp_path/'run')
+        except ValueError as e: got.append(str(e))
+    run('labels+simclr', tmp_path/'run', cbs=[Break(3, second)])
+    assert len(got)==1 and 'another process is training in' in got[0]
+    assert (tmp_path/'run'/'lock').exists() or True
+    run('labels+simclr', tmp_path/'run')
+
+@pytest.mark.parametrize('kw', [dict(minutes=0), dict(minutes='5'), dict(steps=0), dict(steps=1.5)])
+def test_bad_settings(kw):
+    with pytest.raises(ValueError, match=next(iter(kw))): Resumable('run', **kw)
+
+# Callbacks of others
+
+def test_others_take_part_or_are_named(tmp_path):
+    class Counts(Callback):
+        "Remembers, and says what"
+        def __init__(self): self.n = 0
+        def after_batch(self): self.n += 1
+        def state_dict(self): return dict(n=self.n)
+        def load_state_dict(self, s): self.n = s['n']
+    class Forgets(Callback):
+        n = 0
+        def after_batch(self): self.n = self.n+1
+    def go(said, *more):
+        cb = Counts()
+        set_seed(0)
+        learn,how = learner('labels+simclr', tmp_path, cb, Forgets(), *more, Resumable(tmp_path/'run', steps=3, say=said.append))
+        return cb,lambda: fitted(learn, how)
+    said,more = [],[]
+    whole,f = go([])
+    f()
+    shutil.rmtree(tmp_path/'run')
+    _,f = go(said, Break(8))
+    with pytest.raises(RuntimeError): f()
+    cb,f = go(more)
+    f()
+    assert cb.n==whole.n
+    assert len([o for o in said if o.startswith('Forgets changes')])==1 and not [o for o in said if 'Counts' in o]
+
+def test_a_state_that_cannot_be_kept_is_refused_before_training(tmp_path):
+    class Bad(Callback):
+        def state_dict(self): return dict(net=[nn.ReLU()])
+    with pytest.raises(TypeError, match=r'the state of bad\.net\[0\] is a ReLU'): run('labels+simclr', tmp_path/'run', cbs=[Bad()])
+
+def test_what_is_no_fit_is_not_kept(tmp_path):
+    set_seed(0)
+    learn,how = learner('labels+simclr', tmp_path, Resumable(tmp_path/'run', steps=1, say=noop))
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(show_plot=False, num_it=20)
+        learn.validate()
+    assert not (tmp_path/'run').exists()
+
+def test_a_loss_that_is_not_finite_is_not_kept(tmp_path):
+    class Nan(Callback):
+        order = 0
+        def after_loss(self):
+            if self.training and self.train_iter>=7: self.learn.loss_grad = self.learn.loss_grad*math.nan; self.learn.loss = self.learn.loss*math.nan
+    said = []
+    set_seed(0)
+    learn,how = learner('labels+simclr', tmp_path, Nan(), Resumable(tmp_path/'run', steps=1, say=said.append))
+    fitted(learn, how)
+    assert max(read_head(o)['step'] for o in Checkpoints(tmp_path/'run').files)==7 and 'not finite' in said[-1]
+
+# The commands
+
+def pretrain(tmp_path, **kwargs):
+    return cli.pretrain(**{**dict(data=str(fastai_path('data')/'broken-images'), size=32, arch='xresnet_narrow', arch_args=dict(nf=16, blocks=1),
+        task='rotation', objective='simclr', epochs=2, bs=8, num_workers=0, out=str(tmp_path/'a')), **kwargs})
+
+def test_the_command_goes_on(tmp_path, capsys, monkeypatch):
+    loaders()
+    whole = pretrain(tmp_path, out=str(tmp_path/'whole'))
+    after = cli.Lines.after_batch
+    def stop(self):
+        if self.training and self.train_iter==8: os.kill(os.getpid(), signal.SIGINT)
+        after(self)
+    monkeypatch.setattr(cli.Lines, 'after_batch', stop)
+    with pytest.raises(KeyboardInterrupt, match=r'a\.run holds the run up to step \d+, and the same again goes on'): pretrain(tmp_path)
+    monkeypatch.setattr(cli.Lines, 'after_batch', after)
+    assert (tmp_path/'a.run').is_dir()
+    capsys.readouterr()
+    row = pretrain(tmp_path)
+    assert 'goes on in epoch' in capsys.readouterr().out and not (tmp_path/'a.run').exists()
+    assert {k:v for k,v in row.items() if k!='seconds'}=={k:v for k,v in whole.items() if k!='seconds'}
+    a,b = (load_encoder(tmp_path/f'{o}.safetensors').state_dict() for o in ('a','whole'))
+    assert all(torch.equal(a[k], b[k]) for k in b)
+    was = (tmp_path/'a.safetensors').stat().st_mtime_ns
+    assert pretrain(tmp_path)['values']==row['values'] and 'nothing is left to do' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='epochs: 2 then, 3 now'): pretrain(tmp_path, epochs=3)
+    assert (tmp_path/'a.safetensors').stat().st_mtime_ns==was
+    assert len(pretrain(tmp_path, epochs=1, restart=True)['values'])==1
+    row = cli.finetune(str(tmp_path/'a'), row['data'], 32, epochs=1, bs=8, num_workers=0)
+    assert row['finished'] and cli.finetune(str(tmp_path/'a'), row['data'], 32, epochs=1, bs=8, num_workers=0)==row
+    with pytest.raises(ValueError, match='lr: 0.004 then, 0.1 now'): cli.finetune(str(tmp_path/'a'), row['data'], 32, lr=.1, epochs=1, bs=8, num_workers=0)
+
+def test_the_command_stops_where_it_diverges(tmp_path, monkeypatch):
+    "Which loss, at which step; the weights are those of the step before"
+    loaders()
+    loss,n = SimCLR.loss,[0]
+    def odd(self, *args):
+        n[0] += self.training
+        return loss(self, *args)*(math.inf if n[0]>8 else 1)
+    monkeypatch.setattr(SimCLR, 'loss', odd)
+    with pytest.raises(ValueError, match=r'has diverged at step 8 \(epoch 2\): the loss of simclr is inf\. .*What to try: .*a\.safetensors holds '
+                       'the encoder as it was before that step'): pretrain(tmp_path)
+    enc = load_encoder(tmp_path/'a.safetensors')
+    assert all(torch.isfinite(o).all() for o in enc.state_dict().values())
+    assert [enc.recipe[k] for k in ('epoch','finished','diverged_at')]==[1,False,8]
+    assert json.loads((tmp_path/'a.json').read_text())['finished'] is False
