@@ -97,7 +97,8 @@ def _to_8bit(a, white, value_range):
     if white==255 and hi>255:
         raise ValueError(f'its values have 8 bits and end at 255, value_range={value_range} goes further: '
                          'it is for images of one kind')
-    if n := a.size-np.isfinite(a).sum(): raise ValueError(f'{n} of its {a.size} values are not finite: fill them before')
+    if n := a.size-np.isfinite(a).sum():
+        raise ValueError(f'{n} of its {a.size} values are not finite: fill them before')
     rows = max(1, 2**20*len(a)//a.size)
     res,out,top = zip(*[_band(a[i:i+rows], lo, hi) for i in range(0, len(a), rows)])
     return np.concatenate(res),_odd(sum(out)/a.size, max(top))
