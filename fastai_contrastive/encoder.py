@@ -223,9 +223,9 @@ def _check_finite(path, ws):
 class _TooLarge(Exception): pass
 
 @contextmanager
-def _limit(got):
-    "Within, a network that is far larger than the tensors in `got` is not built"
-    left = [4*sum(math.prod(s) for s,_ in got.values())+2*10**8, 16*len(got)+10**4]
+def _limit(numbers, tensors):
+    "Within, `_TooLarge` is raised when modules are given more than so many numbers, or tensors"
+    left = [numbers,tensors]
     def _count(m, name, p):
         if p is None: return
         left[0],left[1] = left[0]-p.numel(),left[1]-1
@@ -242,7 +242,7 @@ def _by_header(path, info, kwargs, got):
     kwargs = kwargs or {k:v for k,v in info['kwargs'].items() if k not in _sources}
     make = partial(create_encoder, info['arch'], info['n_in'], **kwargs)
     try:
-        with _limit(got):
+        with _limit(4*sum(math.prod(s) for s,_ in got.values())+2*10**8, 4*len(got)+1000):
             try:
                 with torch.random.fork_rng(devices=[]), torch.device('meta'): make()
             except _TooLarge: raise

@@ -198,8 +198,8 @@ def _check_file(im, ranged):
     "Raise `OSError` for what should not be decoded"
     if im.format=='EPS': raise OSError('it is PostScript, a program, which is not run here: save it as a PNG')
     if Image.MAX_IMAGE_PIXELS is None or (n := im.width*im.height*_bytes(im, ranged))<=10**9: return
-    raise OSError(f'it has {im.width}×{im.height} pixels, to open it would take {n/1e9:.1f} GB: make it smaller, cut it '
-        'into tiles, or, if that much memory is there, set PIL.Image.MAX_IMAGE_PIXELS = None')
+    raise OSError(f'it has {im.width}×{im.height} pixels, to open it would take {n/1e9:.1f} GB: make it smaller, cut '
+        'it into tiles, or, if that much memory is there, set PIL.Image.MAX_IMAGE_PIXELS = None')
 
 def _decode(im, size, check=noop):
     "Decode an open image: the image, the kind of its values, what it holds beyond its picture"
