@@ -106,7 +106,7 @@ def unpack(
 )->object: # The nest
     "Put together what `pack` took apart; raises `ValueError` where the two do not belong together."
     try: return _unpack(plain, tensors)
-    except (KeyError,TypeError,AttributeError) as e: raise ValueError(f'tensors and JSON do not fit: {e!r}') from e
+    except Exception as e: raise ValueError(f'tensors and JSON do not fit: {e!r}') from e
 
 # %% ../nbs/runs/03_checkpoints.ipynb #c8254bd8
 format_number = 1 # Of the files
@@ -124,21 +124,34 @@ def write_state(
     ts,plain = pack(state)
     data = safetensors_torch.save(ts)
     with replacing(path.with_suffix('.safetensors')) as tmp: tmp.write_bytes(data)
-    body = dict(format=format_number, head=head or {}, tensors=_sha(data), state=plain)
+    body = dict(format=format_number, head=head or {}, tensors=_sha(data), bytes=len(data), state=plain)
     with replacing(path.with_suffix('.json')) as tmp: tmp.write_text(_text(dict(check=_sha(_text(body).encode()), **body)))
     return path.with_suffix('.json')
 
 # %% ../nbs/runs/03_checkpoints.ipynb #c0ec0c46
+def _plain_file(path):
+    if path.exists() and not path.is_file(): raise ValueError('it is no file, but a folder, a pipe or a device')
+    return path
+
 def _body(path):
     "The JSON, if it is whole"
-    try: o = json.loads(Path(path).with_suffix('.json').read_text())
-    except OSError: raise
-    except ValueError as e: raise ValueError(f'it is no JSON ({e})') from e
+    try: o = json.loads(_plain_file(Path(path).with_suffix('.json')).read_text())
+    except (ValueError,RecursionError) as e: raise ValueError(f'it is no JSON ({e})') from e
     check = o.pop('check', None) if isinstance(o, dict) else None
     if not isinstance(o, dict) or check!=_sha(_text(o).encode()): raise ValueError('its checksum is wrong')
-    if o['format']>format_number:
-        raise ValueError(f"its format is {o['format']}, and this version reads {format_number}: update fastai_contrastive")
+    if type(n := o.get('format')) is not int or n<1: raise ValueError(f'its format is {n!r}, which is none')
+    if n>format_number:
+        raise ValueError(f'its format is {n}, and this version reads {format_number}: update fastai_contrastive')
+    if lost := [k for k in ('head','tensors','state') if k not in o]: raise ValueError(f"it has no {', '.join(lost)}")
     return o
+
+def _tensors(at, body):
+    "The tensors, if the file is that which `body` was written with"
+    n,of = _plain_file(at).stat().st_size,body.get('bytes')
+    if of not in (None,n): raise ValueError(f'its checksum is wrong: it has {n} bytes, of {of}')
+    data = at.read_bytes()
+    if _sha(data)!=body['tensors']: raise ValueError('its checksum is wrong')
+    return safetensors_torch.load(data)
 
 def read_head(
     path:str|Path, # Both files' name, without suffix
@@ -155,10 +168,9 @@ def read_state(
     at = path.with_suffix('.json')
     try:
         body,at = _body(path),path.with_suffix('.safetensors')
-        data = at.read_bytes()
-        if _sha(data)!=body['tensors']: raise ValueError('its checksum is wrong')
-        return unpack(safetensors_torch.load(data), body['state']),body['head']
-    except (ValueError,KeyError) as e: raise ValueError(f'{at} cannot be used: {e}') from e
+        return unpack(_tensors(at, body), body['state']),body['head']
+    except OSError: raise
+    except Exception as e: raise ValueError(f'{at} cannot be used: {e}') from e
 
 # %% ../nbs/runs/03_checkpoints.ipynb #fbae7b00
 class Checkpoints:
@@ -171,7 +183,7 @@ class Checkpoints:
     @property
     def files(self)->list:
         "Paths of the states without their suffix, the oldest first."
-        return sorted(o.with_suffix('') for o in self.folder.glob('[0-9]*.json') if o.stem.isdigit())
+        return sorted(o.with_suffix('') for o in self.folder.glob('[0-9]*.json') if re.fullmatch('[0-9]+', o.stem))
 
     def write(self,
         state:object, # As for `pack`

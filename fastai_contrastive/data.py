@@ -60,6 +60,7 @@ def _mk_dls(files, splits, size, bs, path, y=(), min_scale=1., flip=0., norm=ima
     "`DataLoaders` over `files`; a training set of fewer images than `bs` gives one smaller batch, not none"
     n = ifnone(kwargs.get('n'), len(splits[0]))
     _check_whole(size=size, bs=bs, val_bs=ifnone(kwargs.get('val_bs'), bs), n=n)
+    size,bs = int(size),int(bs) # of NumPy's, fastai takes the former for a pair
     if n>len(splits[0]): raise ValueError(f'n={n} is more than the {len(splits[0])} training images')
     opens = OpenRGB(None if item_tfms else math.ceil(size/math.sqrt(min_scale)), value_range)
     dls = Datasets(files, [[opens], *y], splits=splits, n_inp=1).dataloaders(bs=bs, path=path,
@@ -229,6 +230,7 @@ def _vocab(folders, root):
     if len({o.lower() for o in by})<len(by):
         same = next(v for v in groupby(by, str.lower).values() if len(v)>1)
         warn(f'{" and ".join(same)}, in {root}, differ only in case, and are two classes')
+    if len(by)==1: warn(f'there is one class, {list(by)[0]}, in {root}: its labels tell nothing apart; add folders of others')
     return list(by)
 
 # %% ../nbs/data/02_data.ipynb #f67a7149

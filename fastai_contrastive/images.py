@@ -6,7 +6,7 @@
 __all__ = ['image_exts', 'image_files', 'load_rgb', 'bad_images', 'OpenRGB', 'CropResize']
 
 # %% ../nbs/data/01_images.ipynb #2b24d5d9
-import io, os
+import io, os, stat
 from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
 from fastcore.basics import exec_local
 from fastai.vision.all import *
@@ -14,18 +14,34 @@ from fastai.vision.all import *
 # %% ../nbs/data/01_images.ipynb #14b4c5e8
 image_exts = set('.jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .tga'.split())
 
-def _raise(e): raise e
-
 def _leave_out(d, name):
     "Is the folder `name` in `d` none of the user's, or a link that leads round in a circle?"
     if name[0]=='.' or name in ('__MACOSX','@eaDir'): return True
     o = Path(d)/name
     return o.is_symlink() and Path(d).resolve().is_relative_to(o.resolve())
 
+def _entries(d):
+    try: return sorted(os.scandir(d), key=lambda o: o.name)
+    except OSError as e: raise type(e)(f'cannot list the folder {d}: {e.strerror}; make it readable, or move it') from e
+
+def _down(o, d, home, seen):
+    "What `_walk` needs to know in the folder `o` of `d`; None where it is not to go there"
+    if home is None and not o.is_symlink(): return o.path,None,None
+    if home is None: home,seen = Path(d).resolve(),set()
+    real = Path(o).resolve()
+    if real in seen or home.is_relative_to(real): return
+    seen.add(real)
+    return o.path,home,seen
+
 def _walk(d):
-    for p,ds,fs in os.walk(d, followlinks=True, onerror=_raise):
-        ds[:] = [o for o in ds if not _leave_out(p, o)]
-        yield from (Path(p)/o for o in fs if o[0]!='.' and os.path.splitext(o)[1].lower() in image_exts)
+    "Images below `d`; `home`: where the link lies that led here, `seen`: the folders below that link so far"
+    todo = [(str(d),None,None)]
+    while todo:
+        d,home,seen = todo.pop()
+        for o in _entries(d):
+            if os.path.isdir(o):
+                if not _leave_out(d, o.name) and (t := _down(o, d, home, seen)): todo.append(t)
+            elif o.name[0]!='.' and os.path.splitext(o.name)[1].lower() in image_exts: yield Path(o.path)
 
 def _folder_files(d):
     if not d.is_dir(): raise FileNotFoundError(f'no such folder: {d}')
@@ -63,10 +79,15 @@ def _need_range(a):
         'value_range=, one for the whole data set, such as (0, 1) or (0, 4095), or give 8-bit values')
 
 # %% ../nbs/data/01_images.ipynb #1e7968a9
-def _odd(x):
-    "What looks wrong about values that are to lie in 0–255, or None"
-    if (out := ((x<-.5)|(x>255.5)).mean())>.5: return f'{out:.0%} of its values are outside of value_range'
-    if 0<x.max()<32: return 'no value reaches an eighth of white; 12 bits in a file of 16 need value_range=(0, 4095)'
+def _odd(out, top):
+    "What looks wrong about values of which a share `out` is not in 0–255 and `top` is the largest, or None"
+    if out>.5: return f'{out:.0%} of its values are outside of value_range'
+    if 0<top<32: return 'no value reaches an eighth of white; 12 bits in a file of 16 need value_range=(0, 4095)'
+
+def _band(a, lo, hi):
+    "8 bits of some rows, how many values are outside, and the largest"
+    x = (a.astype(np.float64)-lo)*(255/(hi-lo))
+    return (x+.5).clip(0, 255).astype(np.uint8),((x<-.5)|(x>255.5)).sum(),x.max()
 
 def _to_8bit(a, white, value_range):
     "Numbers as 8 bit by `value_range`, else by 0 and `white`; and what is odd about them, or None"
@@ -76,9 +97,11 @@ def _to_8bit(a, white, value_range):
     if white==255 and hi>255:
         raise ValueError(f'its values have 8 bits and end at 255, value_range={value_range} goes further: '
                          'it is for images of one kind')
-    if n := (~np.isfinite(a)).sum(): raise ValueError(f'{n} of its {a.size} values are not finite: fill them before')
-    x = (a.astype(np.float64)-lo)*(255/(hi-lo))
-    return (x+.5).clip(0, 255).astype(np.uint8),_odd(x)
+    if n := a.size-np.isfinite(a).sum():
+        raise ValueError(f'{n} of its {a.size} values are not finite: fill them before')
+    rows = max(1, 2**20*len(a)//a.size)
+    res,out,top = zip(*[_band(a[i:i+rows], lo, hi) for i in range(0, len(a), rows)])
+    return np.concatenate(res),_odd(sum(out)/a.size, max(top))
 
 # %% ../nbs/data/01_images.ipynb #a3c19542
 _turns = {2:Image.FLIP_LEFT_RIGHT, 3:Image.ROTATE_180, 4:Image.FLIP_TOP_BOTTOM, 5:Image.TRANSPOSE,
@@ -165,26 +188,47 @@ def _name(o):
     if isinstance(o, (str,Path)): return str(o)
     return getattr(o, 'filename', None) or ('(bytes)' if isinstance(o, bytes) else f'({type(o).__name__})')
 
-def _decode(im, size):
+def _bytes(im, ranged):
+    "Bytes a pixel that an image takes on its way to RGB, at most"
+    own,bands = 2 if im.mode[:4]=='I;16' else 1 if im.mode in ('1','L','P') else 4,len(im.getbands())
+    decoder = dict(JPEG=6, MPO=6, WEBP=10, AVIF=4, TIFF=4, JPEG2000=4*bands+2).get(im.format, 0)
+    return own+decoder+(10 if _white(im)!=255 else 17 if ranged else 4 if im.mode=='RGB' else 8)
+
+def _check_file(im, ranged):
+    "Raise `OSError` for what should not be decoded"
+    if im.format=='EPS': raise OSError('it is PostScript, a program, which is not run here: save it as a PNG')
+    if Image.MAX_IMAGE_PIXELS is None or (n := im.width*im.height*_bytes(im, ranged))<=10**9: return
+    raise OSError(f'it has {im.width}×{im.height} pixels, to open it would take {n/1e9:.1f} GB: make it smaller, cut '
+        'it into tiles, or, if that much memory is there, set PIL.Image.MAX_IMAGE_PIXELS = None')
+
+def _decode(im, size, check=noop):
     "Decode an open image: the image, the kind of its values, what it holds beyond its picture"
     more = _more(im)
     if size: im.draft(None, (size,size))
+    check(im)
     kind = _kind(im)
     im.load()
     return im,kind,more
 
-def _read(fn, size):
+def _open(fn):
+    if isinstance(fn, bytes): return io.BytesIO(fn)
+    if not stat.S_ISREG(os.stat(fn).st_mode): raise OSError('it is no file, but a folder, a pipe or a device')
+    return open(fn, 'rb')
+
+def _read(fn, size, ranged):
     "An image file or its bytes, decoded: the image, the kind of its values, what it holds beyond"
-    with io.BytesIO(fn) if isinstance(fn, bytes) else open(fn, 'rb') as f:
+    with _open(fn) as f:
         try:
-            with Image.open(f) as im: return _decode(im, size)
+            with Image.open(f) as im: return _decode(im, size, partial(_check_file, ranged=ranged))
         except UnidentifiedImageError as e:
-            if why := _tiff_says(f): raise OSError(why) from e
-            raise
+            empty = f.seek(0, 2)==0
+            why = 'it is empty' if empty else _tiff_says(f) or 'it is no image, or of a kind that Pillow does not know'
+            raise OSError(why) from e
 
 # %% ../nbs/data/01_images.ipynb #d70078ac
 def _channels_last(a, first=False):
     "(h, w), (h, w, c) or (c, h, w) as (h, w) or (h, w, c); `first`: the latter is known to be"
+    if not a.size: raise ValueError(f'a picture has pixels: got shape {a.shape}')
     if a.ndim==2: return a
     if a.ndim!=3: raise ValueError(f'one picture is (h, w), (h, w, c) or (c, h, w): got {a.shape}')
     at = [k for k in ((0,) if first else (0,2)) if a.shape[k] in (1,3,4)]
@@ -208,7 +252,8 @@ def _load(fn, size, value_range):
     "`fn` as upright RGB, and what is odd about it, or None"
     more,how = None,'remove it, or pass skip_bad=True when making the dataloaders'
     if not isinstance(fn, (Tensor,ndarray)):
-        try: im,kind,more = _decode(fn, None) if isinstance(fn, Image.Image) else _read(fn, size)
+        ranged = value_range is not None
+        try: im,kind,more = _decode(fn, None) if isinstance(fn, Image.Image) else _read(fn, size, ranged)
         except Exception as e: raise OSError(f'cannot read image {_name(fn)}: {e or type(e).__name__}; {how}') from e
     try: im,note = _of_array(fn, value_range) if isinstance(fn, (Tensor,ndarray)) else _rgb(im, kind, value_range)
     except ValueError as e: raise ValueError(f'cannot tell what image {_name(fn)} shows: {e}') from e
@@ -280,6 +325,11 @@ class OpenRGB(Transform):
         return _OrElse(OpenRGB, alt, why),(),self.__dict__
 
 # %% ../nbs/data/01_images.ipynb #d2d4e7eb
+def _one_pixel(x, y, w, h, W, H):
+    "A box in which rounding has left nothing, as one pixel wide and high, within an image of `W` by `H`"
+    x,y,w,h = min(x, W-1),min(y, H-1),max(w, 1),max(h, 1)
+    return x,y,min(x+w, W),min(y+h, H)
+
 class CropResize(RandomResizedCrop):
     "Cut a square, resize it and make it a `TensorImage`; random in training, central in validation"
     def __init__(self,
@@ -293,15 +343,16 @@ class CropResize(RandomResizedCrop):
 
     def before_call(self, b, split_idx):
         self.mirror = not split_idx and random.random()<self.flip
+        im = b[0] if isinstance(b, tuple) else b
         if self.min_scale<1 and not split_idx:
             super().before_call(b, split_idx)
             (x,y),(w,h) = self.tl,self.cp_size
         else:
-            (W,H),s = (b[0] if isinstance(b, tuple) else b).size,self.size[0]
+            (W,H),s = im.size,self.size[0]
             w = h = int(min(W/s,H/s)*s)
             px,py = (.5,.5) if split_idx else (random.random(),random.random())
             x,y = int(px*(W-w)),int(py*(H-h))
-        self.box = (x,y,x+w,y+h)
+        self.box = (x,y,x+w,y+h) if w and h else _one_pixel(x, y, w, h, *im.size)
 
     def encodes(self, x:Image.Image):
         x = x.crop(self.box).resize(self.size, self.mode)

@@ -37,7 +37,7 @@ def unfinished(
     "How far the training of these weights had come, for a message; raises as `encoder_info` does."
     r = encoder_info(path).get('recipe') or {}
     if r.get('finished', True): return ''
-    return f"{path} is of a run that was stopped after epoch {r['epoch']} of {r['epochs']}"
+    return f"{path} is of a run that was stopped after epoch {r.get('epoch')} of {r.get('epochs')}"
 
 def _get_encoder(encoder, arch_args=None):
     "An `Encoder`, what the row calls it, and how far its training had come if it was stopped"
@@ -49,7 +49,7 @@ def _get_encoder(encoder, arch_args=None):
     enc,row = load_encoder(f),dict(encoder=str(encoder), weights=f'{zlib.crc32(f.read_bytes()):08x}')
     if s := unfinished(f):
         warn(s)
-        row['encoder_epoch'],row['encoder_epochs'] = (enc.recipe[k] for k in ('epoch','epochs'))
+        row['encoder_epoch'],row['encoder_epochs'] = (enc.recipe.get(k) for k in ('epoch','epochs'))
     return enc,row
 
 # %% ../nbs/runs/05_judge.ipynb #9782d9f1

@@ -52,11 +52,17 @@ def real():
     return _real
 
 def pytest_terminal_summary(terminalreporter):
-    "How many pairs of a task and a term were tried (`test_any.py`), and why some were refused"
-    seen = {}
+    """How many pairs of a task and a term were tried (`test_any.py`), and why some were refused; how many kinds of bad
+    input (`test_bad_input.py`), and what was done with them"""
+    seen,bad = {},{}
     for r in terminalreporter.stats.get('passed', []):
         for k,v in r.user_properties:
+            if k=='bad input': bad.setdefault(v[0], []).append(v[1])
             if k!='pairs': continue
             for why,n in v[1:]: seen.setdefault(v[0], {}).setdefault(why, []).append(n)
     for enc,o in seen.items():
         terminalreporter.write_line(f'pairs on {enc}: '+', '.join(f'{k} {sum(v)}' for k,v in sorted(o.items(), key=lambda o: o[0]!='ran')))
+    if bad:
+        n = {o:sum(v.count(o) for v in bad.values()) for o in ('used','refused')}
+        terminalreporter.write_line(f"bad input: {sum(n.values())} cases, {n['used']} used, {n['refused']} refused by name")
+        terminalreporter.write_line(', '.join(f'{k} {len(v)}' for k,v in sorted(bad.items())))
