@@ -317,9 +317,9 @@ def test_the_command_stops_where_it_diverges(tmp_path, monkeypatch):
         n[0] += self.training
         return loss(self, *args)*(math.inf if n[0]>8 else 1)
     monkeypatch.setattr(SimCLR, 'loss', odd)
-    with pytest.raises(ValueError, match=r'has diverged at step 8 \(epoch 2\): the loss of simclr is inf\. .*What to try: .*a\.safetensors holds '
+    with pytest.raises(ValueError, match=r'has diverged at step 8 \(epoch 1\): the loss of simclr is inf\. .*What to try: .*a\.safetensors holds '
                        'the encoder as it was before that step'): pretrain(tmp_path)
     enc = load_encoder(tmp_path/'a.safetensors')
     assert all(torch.isfinite(o).all() for o in enc.state_dict().values())
-    assert [enc.recipe[k] for k in ('epoch','finished','diverged_at')]==[1,False,8]
+    assert [enc.recipe[k] for k in ('epoch','finished','diverged_at')]==[0,False,8]
     assert json.loads((tmp_path/'a.json').read_text())['finished'] is False
