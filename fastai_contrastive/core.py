@@ -29,6 +29,7 @@ _all_ = ['Objective', 'get_objective', 'Encoder', 'create_encoder', 'save_encode
 class ContrastiveCallback(TermCallback):
     "Adds `weight` times a contrastive term to whatever the `Learner` is trained on"
     made,size_hint = 'views','pass views=objective.views().but(size=..., small_size=...)'
+    joined = True
     _heard = _ear = None
     def __init__(self,
         objective:Objective|str, # An `Objective` (or its name)
@@ -117,7 +118,7 @@ def before_batch(self:ContrastiveCallback):
 def _rows(self:ContrastiveCallback):
     "Which rows of the data set the images of the batch are; None if nobody asks"
     if not (self.objective.needs_ids and self.learn.training): return None
-    dl,i = (self.learn.dl,self.learn.iter) if self.dl is None else (self.dl,self._i-1)
+    dl,i = (self.learn.dl,self.learn.iter) if self.dl is None else (self._fed,self._i-1)
     if i==0 and self.dl is not None: self._order = dl._DataLoader__idxs
     return tensor(list(self._order[i*dl.bs:(i+1)*dl.bs]))
 
