@@ -126,7 +126,8 @@ class EveryNth(GetAttr):
     ): self.dl = dl
     def __len__(self): return len(self.dl)//world()
     def __iter__(self):
-        n = len(self)*world() if hasattr(self.dl, '__len__') else None
+        try: n = len(self)*world()
+        except TypeError: n = None
         return islice(self.dl, rank(), n, world())
 
 # %% ../nbs/parts/17_processes.ipynb #87756071
@@ -144,20 +145,13 @@ def own_dl(
     return _own_sampled(dl) if isinstance(dl.sampler, plain) and dl.batch_size else EveryNth(dl)
 
 # %% ../nbs/parts/17_processes.ipynb #cb4ca034
-@torch.no_grad()
-def _mean_of(ts):
-    "Each tensor becomes its mean over the processes, in one message"
-    if not ts: return
-    flat = all_mean(torch.cat([t.detach().flatten().float() for t in ts]))
-    for t,m in zip(ts, flat.split([t.numel() for t in ts])): t.copy_(m.view_as(t))
-
 def _mean_grads(params):
     "The gradients' means; a weight that no process has used stays without"
     ps = [p for p in params if p.requires_grad]
     if not ps: return
     gs = [torch.zeros_like(p) if p.grad is None else p.grad for p in ps]
     used = torch.tensor([float(p.grad is not None) for p in ps], device=ps[0].device)
-    _mean_of([used,*gs])
+    mean_of([used,*gs])
     if any(p.grad is None for p in ps):
         for p,g,u in zip(ps, gs, used.tolist()): p.grad = g if u else None
 
@@ -189,7 +183,7 @@ class ManyProcesses(Callback):
         if any(type(o).__name__=='DistributedTrainer' for o in self.learn.cbs):
             raise ValueError("this Learner is in fastai's distrib_ctx() already: leave out one of the two")
         self._own_draws()
-        for t in self.learn.model.state_dict().values(): dist.broadcast(t.data, 0)
+        take_first(list(self.learn.model.state_dict().values()))
         if self.sync_bn and _on_gpu(): self._norms = _swap_norms(self.learn.model)
         self._loaders = self.learn.dls.loaders
         if self.split: self.learn.dls.loaders = [own_dl(o) for o in self._loaders]
@@ -202,12 +196,12 @@ class ManyProcesses(Callback):
 
     def before_validate(self):
         if self._loaders is None: return
-        _mean_of(self._stats())
+        mean_of(self._stats())
         if self.split: self.learn.dl = own_dl(self.learn.dl)
 
     def after_fit(self):
         if self.learn.lock.locked() or self._loaders is None: return
-        _mean_of(self._stats())
+        mean_of(self._stats())
         self.restore()
 
 # %% ../nbs/parts/17_processes.ipynb #7afff825

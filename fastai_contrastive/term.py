@@ -387,8 +387,7 @@ def build(self:TermCallback,
 def _term(self:TermCallback):
     "The term, with the heads made, on every process the same"
     self.build(self._inputs)
-    if is_dist() and not self._synced:
-        for t in self.module.state_dict().values(): torch.distributed.broadcast(t.data, 0)
+    if not self._synced: take_first(list(self.module.state_dict().values()))
     self._synced = True
     self.module.train(self.learn.training)
     inputs = [_channels_last(o) for o in self._inputs] if _is_channels_last(self.learn.xb[0]) else self._inputs
@@ -458,9 +457,7 @@ def history(self:TermCallback)->pd.DataFrame: # step, loss, weight
 @patch
 def after_backward(self:TermCallback):
     if not self._owed: return
-    if is_dist():
-        for p in self.heads:
-            if p.grad is not None: p.grad = all_mean(p.grad)
+    mean_of([p.grad for p in self.heads if p.grad is not None])
     self.loan.lend(self.learn.opt, self.heads, () if self.learn.wd_bn_bias else norm_bias_params(self.module))
     self.learn.parameters = partial(_all_params, self.learn)
 
