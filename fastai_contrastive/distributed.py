@@ -55,7 +55,7 @@ class _Gather(torch.autograd.Function):
 
 def gather(
     x:Tensor, # This process's rows, (n, ...); n may differ between processes, and may be 0
-    even:bool=False, # Are there as many, of one kind, on each process for certain? Then nobody asks, which saves a message
+    even:bool=False, # Are there surely as many, of one kind, on each process? Not to ask saves a message
 )->Tensor: # All processes' rows in rank order, (sum of n, ...)
     """Concatenate `x` over the processes; the gradient flows back to each of them. Identity on one process. Raises
     `ValueError` for what has no rows, or where the processes' rows differ in shape or type."""

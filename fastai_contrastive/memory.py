@@ -68,7 +68,8 @@ def _joined_stats(m, notes):
     ks = [k for k,b in m._buffers.items() if b is not None and k.startswith('running_')]
     own = {k:torch.stack([was[k]+(new[k]-was[k])/(momentum or 1) for _,was,new in notes]) for k in ks}
     w = next(iter(own.values())).new_tensor([n for n,*_ in notes])
-    if isinstance(m, (HeadNorm,nn.SyncBatchNorm)): w = gather(w[None], even=True).sum(0) # What looks at all processes' rows
+    # These look at the rows of all processes
+    if isinstance(m, (HeadNorm,nn.SyncBatchNorm)): w = gather(w[None], even=True).sum(0)
     total = lambda w,v: torch.einsum('n,n...->...', w, v)
     res = {k:total(w, v)/w.sum() for k,v in own.items()}
     if isinstance(m, nn.modules.batchnorm._BatchNorm):

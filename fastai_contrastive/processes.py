@@ -28,8 +28,8 @@ def _device(): return torch.device('cuda', torch.cuda.current_device()) if _on_g
 def _take_gpu():
     "Make the GPU of this process's number the one that is used"
     i,n = int(os.environ.get('LOCAL_RANK', 0)),torch.cuda.device_count()
-    if i>=n: raise ValueError(f'this machine has {n} GPUs, and process {i+1} of it was started: start {n} a machine, or '
-        'set CUDA_VISIBLE_DEVICES to nothing for the CPU')
+    if i>=n: raise ValueError(f'this machine has {n} GPUs, and process {i+1} of it was started: start {n} a machine, '
+        'or set CUDA_VISIBLE_DEVICES to nothing for the CPU')
     torch.cuda.set_device(i)
 
 @contextmanager
