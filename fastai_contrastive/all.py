@@ -5,6 +5,7 @@ from fastai_contrastive.heads import *
 from fastai_contrastive.memory import *
 from fastai_contrastive.stats import *
 from fastai_contrastive.frames import *
+from fastai_contrastive.processes import *
 from fastai_contrastive.views import *
 from fastai_contrastive.patches import *
 from fastai_contrastive.lending import *

@@ -29,6 +29,7 @@ _all_ = ['Objective', 'get_objective', 'Encoder', 'create_encoder', 'save_encode
 class ContrastiveCallback(TermCallback):
     "Adds `weight` times a contrastive term to whatever the `Learner` is trained on"
     made,size_hint = 'views','pass views=objective.views().but(size=..., small_size=...)'
+    joined = True
     _heard = _ear = _order = None
     def __init__(self,
         objective:Objective|str, # An `Objective` (or its name)
@@ -123,7 +124,7 @@ def _rows(self:ContrastiveCallback):
     "Which rows of the data set the images of the batch are; None if nobody asks"
     if not (self.objective.needs_ids and self.learn.training): return None
     dl,i,order = self.learn.dl,self.learn.iter,self._order
-    if self.dl is not None: dl,i,order = self.dl,self._it.n-1,self._it.order
+    if self.dl is not None: dl,i,order = self._fed,self._it.n-1,self._it.order
     return tensor(list(order[i*dl.bs:(i+1)*dl.bs]))
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from safetensors import safe_open
 from safetensors import torch as safetensors_torch
 from fastai.vision.all import *
+from .distributed import *
 from .stats import *
 from .backbone import *
 from .backbone import _class_name, _dry_pass, _eval_mode
@@ -114,6 +115,7 @@ def save_encoder(
         sd = enc.body.state_dict()
         ws = {k:_whole(sd[v]).detach().cpu().contiguous().clone() for k,v in _weights(enc).items()}
     meta = json.dumps(_header(enc, learn, recipe, encoder is None), default=str)
+    if rank(): return path
     # `save_file` would let the owner alone read it
     with replacing(path) as tmp: tmp.write_bytes(safetensors_torch.save(ws, {_key:meta}))
     return path

@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from fastai.vision.all import *
 from fastai.vision.models import xresnet
 from fastai.data.external import fastai_path
+from .processes import *
 from .encoder import *
 from .encoder import _limit, _TooLarge
 from .data import *
@@ -153,9 +154,11 @@ def data_path(
     "Where the images are, fetched or drawn if need be; raises `OSError` for what is neither a name nor a folder."
     if not isinstance(data, (str,Path)): raise TypeError(f'{what} is a folder, or the name of a data set: got {data!r:.60}')
     if data=='synth':
-        return synth_images(fastai_path('data')/f'synth-demo-{size}', n_train=20, n_unsup=2000, n_valid=40, size=size)
+        path = fastai_path('data')/f'synth-demo-{size}'
+        with first_then_others(): return synth_images(path, n_train=20, n_unsup=2000, n_valid=40, size=size)
     if data in _known_data:
-        return untar_data(getattr(URLs, data.upper()+('_160' if size<=160 else '_320' if size<=320 else '')))
+        url = getattr(URLs, data.upper()+('_160' if size<=160 else '_320' if size<=320 else ''))
+        with first_then_others(): return untar_data(url)
     if not str(data).strip(): raise FileNotFoundError(f'{what} is empty: name a folder, or one of the data sets')
     path = Path(data).expanduser()
     if path.is_dir(): return path

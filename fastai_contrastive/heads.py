@@ -20,7 +20,8 @@ class HeadNorm(nn.BatchNorm1d):
         if not (self.training and is_dist()): return super().forward(x)
         # Each process's number, mean and variance are enough
         var,mean = torch.var_mean(x, 0, correction=0)
-        n,means,var = gather(torch.cat([x.new_tensor([len(x)]), mean, var])[None]).split([1,len(mean),len(var)], 1)
+        own = torch.cat([x.new_tensor([len(x)]), mean, var])
+        n,means,var = gather(own[None], even=True).split([1,len(mean),len(var)], 1)
         mean = (n*means).sum(0)/n.sum()
         var = (n*(var+(means-mean)**2)).sum(0)/n.sum()
         with torch.no_grad():

@@ -8,6 +8,8 @@ __all__ = ['weights_file', 'unfinished', 'finetune', 'evaluate']
 # %% ../nbs/runs/05_judge.ipynb #69a336f6
 import time, zlib
 from fastai.vision.all import *
+from .distributed import *
+from .processes import *
 from .encoder import *
 from .data import *
 from .core import *
@@ -78,7 +80,7 @@ def _n_fed(learn):
 # %% ../nbs/runs/05_judge.ipynb #b51ed509
 def _write(learn, row, out):
     "The row, and the classifier's weights beside it"
-    if out is None: return
+    if out is None or rank(): return
     out.unlink(missing_ok=True)
     with replacing(_beside(out, '.pth')) as tmp: torch.save(learn.model.state_dict(), tmp)
     write_row(row, out)
@@ -123,7 +125,8 @@ def finetune(
     cbs = term_cbs(parts, unlabelled_dl(unlabelled, size, bs, **kwargs)) + list(L(cbs)) + list(L(keep))
     if dls is None: dls = labelled_dls(data_path(data, size), size, bs, pct=pct, seed=seed, **kwargs)
     learn,start = finetune_learner(dls, prepared(enc, parts), cbs=cbs, wd=wd),time.time()
-    with on_interrupt(lambda: f'{_nothing_written(learn, out)}{keep.there if keep else ""}'): learn.fit_one_cycle(epochs, lr)
+    with on_interrupt(lambda: f'{_nothing_written(learn, out)}{keep.there if keep else ""}'), many_processes(learn):
+        learn.fit_one_cycle(epochs, lr)
     row = dict(kind='finetune', **row, **what, data=str(data), n_labels=len(dls.train_ds), n_valid=len(dls.valid_ds),
         n_unlabelled=_n_fed(learn) if unlabelled is not None else None, accuracy=_last(learn, 'accuracy'),
         seconds=round(time.time()-start, 1), finished=len(learn.recorder.values)==epochs, **provenance())

@@ -39,10 +39,9 @@ def has_stats(m):
 
 def with_stats(m): return [o for o in m.modules() if has_stats(o)]
 
-def _n_rows(m, x=None):
-    "Values for each channel in `x`, of all processes where the norm `m` looks at them all"
-    if x is None or x.ndim<2: return 1
-    return x.numel()//x.shape[1]*(world() if isinstance(m, (HeadNorm,nn.SyncBatchNorm)) else 1)
+def _n_rows(x=None):
+    "Values for each channel in this process's `x`"
+    return 1 if x is None or x.ndim<2 else x.numel()//x.shape[1]
 
 @contextmanager
 def _held_stats(module):
@@ -50,7 +49,7 @@ def _held_stats(module):
     seen,notes = {},{}
     def _copies(m, args):
         if not m.training: return
-        seen.setdefault(m, []).append((_n_rows(m, *args[:1]),dict(m._buffers)))
+        seen.setdefault(m, []).append((_n_rows(*args[:1]),dict(m._buffers)))
         m._buffers.update({k:b.clone() for k,b in m._buffers.items() if b is not None})
     hooks = [o.register_forward_pre_hook(_copies, prepend=True) for o in with_stats(module)]
     try: yield notes
@@ -69,6 +68,8 @@ def _joined_stats(m, notes):
     ks = [k for k,b in m._buffers.items() if b is not None and k.startswith('running_')]
     own = {k:torch.stack([was[k]+(new[k]-was[k])/(momentum or 1) for _,was,new in notes]) for k in ks}
     w = next(iter(own.values())).new_tensor([n for n,*_ in notes])
+    # These look at the rows of all processes
+    if isinstance(m, (HeadNorm,nn.SyncBatchNorm)): w = gather(w[None], even=True).sum(0)
     total = lambda w,v: torch.einsum('n,n...->...', w, v)
     res = {k:total(w, v)/w.sum() for k,v in own.items()}
     if isinstance(m, nn.modules.batchnorm._BatchNorm):
@@ -244,7 +245,7 @@ class Center(nn.Module):
 
     @once_a_step
     def _move(self, sums, n):
-        now = gather(sums).sum(0, keepdim=True)/gather(n).sum()
+        now = gather(sums, even=True).sum(0, keepdim=True)/gather(n, even=True).sum()
         self.mean = self.mean*self.momentum + now*(1-self.momentum)
 
 # %% ../nbs/parts/03_memory.ipynb #4e68f5a9

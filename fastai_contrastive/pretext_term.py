@@ -8,6 +8,7 @@ __all__ = ['PretextTerm']
 # %% ../nbs/terms/32_pretext_term.ipynb #5e2aef08
 from types import SimpleNamespace
 from fastai.vision.all import *
+from .distributed import *
 from .asked import *
 from .encoder import unwrap_model
 from .stats import *
@@ -105,7 +106,7 @@ def compute(self:PretextTerm,
     if loss.numel()!=1: raise ValueError(f'the loss of {self.task!r} must be one number for a batch: it gives '
         f'{tuple(loss.shape)}; take the mean')
     if self.learn.training or self.alone: self._judge(q, a, pred, loss)
-    return loss
+    return own_mean(loss, q[0])
 
 # %% ../nbs/terms/32_pretext_term.ipynb #f7e918cd
 @patch

@@ -13,6 +13,8 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, asdict, fields
 from fastai.vision.all import *
+from .distributed import *
+from .processes import *
 from .encoder import *
 from .data import *
 from .views import *
@@ -154,7 +156,7 @@ class SaveEncoder(Callback):
     def after_epoch(self):
         if self.learn.lock.locked() or hasattr(self.learn, 'lr_finder'): return
         at = dict(epoch=self.epoch+1, epochs=self.n_epoch, finished=self.epoch+1==self.n_epoch)
-        if self.row: _beside(self.path, '.json').unlink(missing_ok=True)
+        if self.row and not rank(): _beside(self.path, '.json').unlink(missing_ok=True)
         save_encoder(self.learn, self.path, {**(self.recipe or {}), **at})
         self.saved = self.epoch+1
         if self.row: write_row({**self.row(self.learn), **at}, _beside(self.path, '.json'))
@@ -210,7 +212,7 @@ def pretrain(
         set_seed(r.seed)
         learn = recipe_learner(r, dls, [save, *L(cbs), *L(keep)], **kwargs)
         save.start,save.row = time.time(),partial(_pretrain_row, r, save, provenance())
-        learn.fit_one_cycle(r.epochs, r.lr)
+        with many_processes(learn): learn.fit_one_cycle(r.epochs, r.lr)
     row = save.row(learn)
     if keep: keep.store.clear()
     return learn,{**row, 'epoch':save.saved, 'finished':save.saved==r.epochs}

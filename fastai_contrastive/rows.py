@@ -9,6 +9,7 @@ __all__ = ['git_commit', 'provenance', 'write_row', 'out_file', 'on_interrupt']
 import json, os, platform, subprocess, torch, torchvision, fastai
 from contextlib import contextmanager
 from fastai.vision.all import *
+from .distributed import *
 from .encoder import *
 
 # %% ../nbs/runs/01_rows.ipynb #d1a94d3a
@@ -22,11 +23,12 @@ def git_commit()->str: # 12 digits, `+` behind them if files are changed; 'unkno
 
 # %% ../nbs/runs/01_rows.ipynb #1fd41a3b
 def provenance()->dict: # commit, version, torch, torchvision, fastai, python, device: all text
-    "Commit, versions and machine, as kept in every row."
+    "Commit, versions and machine, as kept in every row; with several processes also how many."
     from fastai_contrastive import __version__
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
     return dict(commit=git_commit(), version=__version__, torch=torch.__version__, torchvision=torchvision.__version__,
-        fastai=fastai.__version__, python=platform.python_version(), device=device)
+        fastai=fastai.__version__, python=platform.python_version(), device=device,
+        **(dict(processes=world()) if is_dist() else {}))
 
 # %% ../nbs/runs/01_rows.ipynb #f69e2aec
 def _plain(o):
@@ -42,6 +44,7 @@ def write_row(
 )->Path: # `path`
     "Write a row of results as JSON, beside its place and renamed."
     path = Path(path)
+    if rank(): return path
     with replacing(path) as tmp: tmp.write_text(json.dumps(_plain(row), indent=1, default=str, allow_nan=False)+'\n')
     return path
 

@@ -69,4 +69,4 @@ def load_run_state(self:TermCallback,
     self._sum,self._n,self._stepped,self._span = s['sum'],s['n'],s['stepped'],tuple(s['span'])
     self._history = list(zip(s['steps'], s['losses'], s['weights']))
     set_grad_state(self.heads, s['grads'])
-    self._it = None if s['passage'] is None else Passage(self.dl, s['passage'])
+    self._it = None if s['passage'] is None else Passage(self._fed, s['passage'])

@@ -12,7 +12,7 @@ from fastai.vision.all import *
 def _norms(dl):
     "Every `Normalize` among the batch transforms of `dl`, also inside the wrapper that shares a loader among processes"
     if isinstance(dl, DataLoaders): dl = dl.train
-    while type(dl).__name__=='DistributedDL': dl = dl.dl
+    while isinstance(vars(dl).get('dl'), DataLoader): dl = dl.dl
     return [o for o in getattr(getattr(dl, 'after_batch', None), 'fs', []) if isinstance(o, Normalize)]
 
 def dls_stats(

@@ -13,6 +13,7 @@ from itertools import chain
 from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
 from .distributed import *
+from .processes import *
 from .stats import *
 from .encoder import *
 from .lending import *
@@ -73,6 +74,7 @@ class TermCallback(Callback):
     "Adds `weight` times a term to what the `Learner` is trained on; a subclass has `module`, `inputs` and `compute`"
     order,run_valid = -5,True
     min_bs = 1 # Smallest batch that makes sense
+    joined = False # Is that the batch of all processes together?
     made = 'images' # What `inputs` makes, for messages
     size_hint = 'give the term images of another size' # What to do about images that the encoder cannot take
     def __init__(self,
@@ -90,7 +92,8 @@ class TermCallback(Callback):
 
     def _init_run(self):
         self._enc,self._inputs,self._y,self._snap,self._it,self._synced,self._later = (None,)*7
-        self._task_loss = self._raw = None
+        self._task_loss = self._raw = self._fed = None
+        self._part = 1
         self._sum,self._n,self._stepped,self._owed,self._norms = 0.,0,True,False,None
         self._history = []
 
@@ -179,7 +182,8 @@ def _check_loaders(self:TermCallback):
     if self.dl is not None: check_batches(self.dl, 'the second loader `dl`')
     dl = ifnone(self.dl, self.learn.dls.train)
     bs,n,least = _bs(dl),ifnone(_n_images(dl), math.inf),self.min_bs
-    if bs and bs<least: raise ValueError(f'{self.name} needs batches of {least} images or more: got bs={bs}')
+    few = bs and bs*(world() if self.joined else 1)<least
+    if few: raise ValueError(f'{self.name} needs batches of {least} images or more: got bs={bs}')
     if n<least: raise ValueError(f'{self.name} needs batches of {least} images or more: the loader has {n} in all')
     self._norms = None
     if self.dl is not None and not same_stats(self.dl, self.learn.dls):
@@ -222,6 +226,7 @@ def _set_up(self:TermCallback):
     "Before each fit: find the encoder, look at the loaders"
     self._enc = as_encoder(get_encoder(self.learn.model, self.encoder))
     self._check_loaders()
+    self._fed = own_dl(self.dl)
 
 @patch(as_prop=True)
 def is_built(self:TermCallback)->bool:
@@ -269,7 +274,18 @@ def before_epoch(self:TermCallback):
 def before_train(self:TermCallback): self._sum,self._n = 0.,0
 
 @patch
-def after_train(self:TermCallback): self._history = [(i,float(c),w) for i,c,w in self._history]
+def after_train(self:TermCallback):
+    if is_dist(): self._mean_numbers()
+    self._history = [(i,float(c),w) for i,c,w in self._history]
+
+@patch
+def _mean_numbers(self:TermCallback):
+    "This epoch's numbers are the means over all processes"
+    now = [c for _,c,_ in self._history if isinstance(c, Tensor)]
+    if not now: return
+    self._sum,*now = all_mean(torch.stack([self._sum, *now])).unbind()
+    n = len(self._history)-len(now)
+    self._history[n:] = [(i,c,w) for c,(i,_,w) in zip(now, self._history[n:])]
 
 @patch
 def after_fit(self:TermCallback):
@@ -303,7 +319,7 @@ def _batch(self:TermCallback):
         if b is not None:
             x = to_device(b[0] if isinstance(b, (tuple,list)) else b, self.learn.xb[0].device)
             return (renormalise(x, *self._norms) if self._norms else x),None
-        self._it = Passage(self.dl)
+        self._it = Passage(self._fed)
     raise ValueError('the second loader `dl` is empty: give it at least one batch')
 
 @patch
@@ -317,11 +333,18 @@ def before_batch(self:TermCallback):
     if not (self.learn.training or self._validates()): return
     if self._w()!=0:
         x,self._y = self._batch()
-        if len(x)>=self.min_bs:
+        if self._enough(x):
             with torch.no_grad(), self._draws(): self._inputs = self.inputs(x)
     if self.alone and self._nothing_to_do():
         self.learn.yb = ()
         raise CancelBatchException()
+
+@patch
+def _enough(self:TermCallback, x):
+    "Are these images enough? All processes answer alike; `_part`: how many each has on average, over one's own"
+    ns = row_counts(x)
+    self._part = sum(ns)/len(ns)/max(len(x), 1)
+    return min(ns)>0 and (sum(ns) if self.joined else min(ns))>=self.min_bs
 
 @patch
 def _nothing_to_do(self:TermCallback):
@@ -364,8 +387,7 @@ def build(self:TermCallback,
 def _term(self:TermCallback):
     "The term, with the heads made, on every process the same"
     self.build(self._inputs)
-    if is_dist() and not self._synced:
-        for t in self.module.state_dict().values(): torch.distributed.broadcast(t.data, 0)
+    if not self._synced: take_first(list(self.module.state_dict().values()))
     self._synced = True
     self.module.train(self.learn.training)
     inputs = [_channels_last(o) for o in self._inputs] if _is_channels_last(self.learn.xb[0]) else self._inputs
@@ -404,7 +426,7 @@ def after_loss(self:TermCallback):
 
 @patch
 def _count(self:TermCallback, c, w):
-    n = len(self._inputs[0])
+    n = len(self._inputs[0])*self._part
     self._sum,self._n,self._owed = self._sum+c*n,self._n+n,True
     self._history.append((self.learn.train_iter,c,w))
 
@@ -435,9 +457,7 @@ def history(self:TermCallback)->pd.DataFrame: # step, loss, weight
 @patch
 def after_backward(self:TermCallback):
     if not self._owed: return
-    if is_dist():
-        for p in self.heads:
-            if p.grad is not None: p.grad = all_mean(p.grad)
+    mean_of([p.grad for p in self.heads if p.grad is not None])
     self.loan.lend(self.learn.opt, self.heads, () if self.learn.wd_bn_bias else norm_bias_params(self.module))
     self.learn.parameters = partial(_all_params, self.learn)
 

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from functools import wraps
 from fastcore.script import anno_parser
 from fastai.vision.all import *
+from .distributed import *
+from .processes import *
 
 # %% ../nbs/commands/00_terminal.ipynb #dc68ee61
 _form = '''settings are written key=value,key=value, text in quotes: "loss='l2',grid=4"'''
@@ -55,7 +57,7 @@ class _Help(HelpFormatter):
 
 def _error(p, msg):
     "One line, status 2"
-    print(f'{p.prog}: error: {msg}', file=sys.stderr)
+    say_error(f'{p.prog}: error: {msg}')
     raise SystemExit(2)
 
 def command_parser(
@@ -174,7 +176,8 @@ def _plainly(prog, options):
 def _run(f):
     "Carry out `f` with the options of `sys.argv`"
     p = command_parser(f)
-    with _plainly(p.prog, options := {a.dest:a.option_strings[-1] for a in p._actions if a.option_strings}):
+    options = {a.dest:a.option_strings[-1] for a in p._actions if a.option_strings}
+    with one_voice(), process_group(), _plainly(p.prog, options):
         args = parse_options(p, sys.argv[1:])
         if os.environ.get('CONTRASTIVE_TRACEBACK'): return f(**args)
         try:
@@ -182,9 +185,12 @@ def _run(f):
             sys.stdout.flush()
         except (ValueError, TypeError, OSError, ImportError, KeyboardInterrupt) as e:
             line,status = _ending(e, p.prog, options)
+        except RuntimeError:
+            if not first_said(): raise # or this process has only lost the first
+            line,status = None,2
         else: return
-    if line: print(line, file=sys.stderr)
-    raise SystemExit(status)
+        if line: say_error(line)
+        raise SystemExit(status)
 
 def _is_script(frame):
     "Is this the top of a file that is being run? (In a notebook `__main__` has no file)"

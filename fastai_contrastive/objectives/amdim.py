@@ -90,7 +90,7 @@ class AMDIM(Objective):
         keys = [{k:gather(v) for k,v in o.items() if k!='projector'} for o in z]
         if self.across: keys = keys[::-1]
         cs = [infomax_nce(q[a], k[b], own, self.clip, self.reg) for q,k in zip(z, keys) for a,b in pairs]
-        return torch.stack(cs).mean()
+        return own_mean(torch.stack(cs).mean(), z[0]['fine'])
 
     def forward(self, encoder, views, y=None):
         self.check(views, y)

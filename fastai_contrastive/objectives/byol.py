@@ -8,6 +8,7 @@ __all__ = ['BYOL']
 # %% ../../nbs/objectives/09_byol.ipynb #974c998a
 from itertools import permutations
 from fastai.vision.all import *
+from ..distributed import *
 from ..losses import *
 from ..heads import *
 from ..views import *
@@ -35,4 +36,5 @@ class BYOL(Objective):
 
     def loss(self, z, t, y):
         p = self.predictor(torch.cat(z)).chunk(len(z))
-        return 2*torch.stack([2+2*neg_cosine(p[i], t[j]) for i,j in permutations(range(len(p)), 2)]).mean()
+        c = torch.stack([2+2*neg_cosine(p[i], t[j]) for i,j in permutations(range(len(p)), 2)]).mean()
+        return own_mean(2*c, z[0])

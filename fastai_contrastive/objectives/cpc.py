@@ -142,7 +142,7 @@ class CPC(Objective):
             for k in range(self.first, min(self.steps, n-1)+1):
                 pred,own = p[:,:n-k,:,k-self.first].flatten(0,2),idx.rot90(r, (1,2))[:,k:].flatten()
                 out.append(patch_nce(pred, t.flatten(0,2), own, self.scale))
-        return torch.stack(out).mean()
+        return own_mean(torch.stack(out).mean(), z)
 
     def forward(self, encoder, views, y=None):
         self.check(views, y)

@@ -8,6 +8,7 @@ __all__ = ['dense_match', 'DenseCL']
 
 # %% ../../nbs/objectives/20_densecl.ipynb #dc36a307
 from fastai.vision.all import *
+from ..distributed import *
 from ..losses import *
 from ..losses import _check_places, _dots, _unit
 from ..heads import *
@@ -77,4 +78,4 @@ class DenseCL(Objective):
         a = info_nce(q, k, self.queue.items, self.temp)
         b = info_nce(r.flatten(0,1), s.gather(1,c).flatten(0,1), self.dense_queue.items, self.temp)
         if self.training: self.queue.put(k), self.dense_queue.put(s.mean(1))
-        return (1-self.lambd)*a + self.lambd*b
+        return own_mean((1-self.lambd)*a + self.lambd*b, q)

@@ -88,4 +88,4 @@ class DINO(Objective):
         qs = self.answers(t)
         pairs = [(s,q) for i,q in enumerate(qs) for j,s in enumerate(sims) if i!=j]
         if self.training: self.center.update(torch.cat(t))
-        return torch.stack([swapped_ce(s, q, self.temp) for s,q in pairs]).mean()
+        return own_mean(torch.stack([swapped_ce(s, q, self.temp) for s,q in pairs]).mean(), z[0])

@@ -46,8 +46,8 @@ class MoCo(Objective):
                 'raise queue_size or lower bs')
 
     def loss(self, z, t, y):
-        if self.training: self.fits_bs(world()*len(t[0]))
+        if self.training: self.fits_bs(sum(row_counts(t[0])))
         c = sum(info_nce(q, k, self.queue.items, self.temp) for q,k in zip(z, t[::-1]))/len(z)
         if self.training:
             for k in t: self.queue.put(k)
-        return c
+        return own_mean(c, z[0])

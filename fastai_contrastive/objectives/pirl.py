@@ -103,7 +103,8 @@ class PIRL(Objective):
         "Embeddings of what the transformation makes of the views."
         # A process takes its rows of one draw for all, or those of one seed would do the same
         n,k = len(x),self.grid**2
-        u = torch.rand(world()*n, k, device=x.device)[rank()*n:][:n]
+        ns = row_counts(x)
+        u = torch.rand(sum(ns), k, device=x.device)[sum(ns[:rank()]):][:n]
         if self.transform=='jigsaw':
             z = self.project(encoder(self.pieces(encoder, x)), self.piece).unflatten(0, (n,k))
             return self.project(z[torch.arange(n, device=x.device)[:,None],u.argsort(1)].flatten(1), self.joined)
@@ -126,7 +127,7 @@ class PIRL(Objective):
         a,b = (pirl_nce(o, m, self.memory[idxs], self.temp, own) for o in (g,f))
         if self.training and ids is not None:
             self.write(ids, F.normalize(self.momentum*m + (1-self.momentum)*new, dim=1))
-        return self.lambd*a + (1-self.lambd)*b
+        return own_mean(self.lambd*a + (1-self.lambd)*b, f)
 
     @once_a_step
     def write(self,

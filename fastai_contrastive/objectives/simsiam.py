@@ -8,6 +8,7 @@ __all__ = ['SimSiam']
 # %% ../../nbs/objectives/10_simsiam.ipynb #ce04dc15
 from itertools import permutations
 from fastai.vision.all import *
+from ..distributed import *
 from ..losses import *
 from ..heads import *
 from ..core import *
@@ -28,4 +29,5 @@ class SimSiam(Objective):
 
     def loss(self, z, t, y):
         p = self.predictor(torch.cat(z)).chunk(len(z))
-        return torch.stack([neg_cosine(p[i], z[j]) for i,j in permutations(range(len(z)), 2)]).mean()
+        c = torch.stack([neg_cosine(p[i], z[j]) for i,j in permutations(range(len(z)), 2)]).mean()
+        return own_mean(c, z[0])

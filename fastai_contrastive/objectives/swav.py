@@ -68,7 +68,7 @@ class SwAV(Objective):
         sims = [self.prototypes(o, frozen=frozen) for o in z]
         qs = [self.assign(o, i) for i,o in enumerate(z[:2])]
         pairs = [(s,q) for i,q in enumerate(qs) for j,s in enumerate(sims) if i!=j]
-        return torch.stack([swapped_ce(s, q, self.temp) for s,q in pairs]).mean()
+        return own_mean(torch.stack([swapped_ce(s, q, self.temp) for s,q in pairs]).mean(), z[0])
 
     @torch.no_grad()
     def after_step(self, encoder): self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))

@@ -66,12 +66,11 @@ class TimeContrastive(Objective):
     def views(self, size=None): return Views(n=1, size=size, scale=None, p_flip=0., hue=.05, p_blur=0.)
 
     def loss(self, z, t, y):
-        z,(bs,n) = z[0],z[0].shape[:2]
-        first = (gather(torch.full((bs,), rank(), device=z.device))<rank()).sum()*n
-        z = gather(z)
+        own,(bs,n) = z[0],z[0].shape[:2]
+        first,z = sum(row_counts(own)[:rank()])*n,gather(own)
         clip,time = (torch.arange(len(z)*n, device=z.device)//n,torch.arange(n, device=z.device).repeat(len(z)))
-        mine = slice(int(first), int(first)+bs*n)
-        return time_nce(z.flatten(0,1), clip, time, self.near, self.far, self.others, self.temp, mine)
+        mine = slice(first, first+bs*n)
+        return own_mean(time_nce(z.flatten(0,1), clip, time, self.near, self.far, self.others, self.temp, mine), own)
 
     def forward(self, encoder, views, y=None):
         self.check(views, y)
