@@ -15,6 +15,7 @@ from fastai.callback.progress import ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientAccumulation
 from .distributed import *
+from .processes import ManyProcesses
 from .encoder import unwrap_model
 from .passage import *
 from .passage import _inner
@@ -102,7 +103,7 @@ def _cb_settings(cb):
     "How a callback is set, where that can be told; None where it cannot, or where it only looks on"
     of = type(cb).__module__.split('.')
     if of[0] not in ('fastai','fastai_contrastive') or of[-1] in _looks_on: return
-    if type(cb) in (TrainEvalCallback,Recorder,Resumable) or type(cb).__name__[0]=='_': return
+    if type(cb) in (TrainEvalCallback,Recorder,Resumable,ManyProcesses) or type(cb).__name__[0]=='_': return
     if isinstance(cb, ParamScheduler): return _schedule(cb)
     if isinstance(cb, TermCallback): return _plain_repr(cb)
     names = [k for k in inspect.signature(type(cb).__init__).parameters if k not in ('self','fname','path')]
@@ -129,7 +130,7 @@ def describe_run(
     layers = ' '.join(f'{k}{tuple(v.shape)}' for k,v in m.state_dict().items())
     cbs = {c.name:s for c in learn.cbs if (s:=_cb_settings(c)) is not None}
     loaders = dict(images=learn.dls.train, **{f'images of {c.name}':c.dl for c in _fed(learn)})
-    return dict(epochs=learn.n_epoch, batches=_len(learn.dls.train), bs=getattr(learn.dls.train, 'bs', None),
+    return dict(epochs=learn.n_epoch, bs=getattr(learn.dls.train, 'bs', None),
         model=f'{type(m).__name__} {zlib.crc32(layers.encode()):08x}', loss=type(learn.loss_func).__name__,
         optimizer=_opt_name(opt), lr=[h['lr'] for h in opt.hypers],
         wd=[h.get('wd', h.get('weight_decay')) for h in opt.hypers], trained=sum(p.requires_grad for p in m.parameters()),
@@ -213,15 +214,30 @@ def before_fit(self:Resumable):
         raise
 
 @patch
-def _begin(self:Resumable):
+def _lock(self:Resumable):
+    "The first process takes the folder; what keeps it from doing so is raised on each of them"
+    err = None
     if rank()==0:
-        self.store.lock()
-        if self.restart: self.store.empty()
-    self._barrier()
+        try:
+            self.store.lock()
+            if self.restart: self.store.empty()
+        except Exception as e: err = e
+    if (err := _of_all(err)[0]) is not None: raise err
+
+@patch
+def tell(self:Resumable,
+    what:str, # A sentence
+):
+    "Say it, on the first process."
+    if rank()==0: self.say(what)
+
+@patch
+def _begin(self:Resumable):
+    self._lock()
     self.restart,self._signal,self._failed = False,None,None
     self._at,self._skip,self._passage,self._since = None,0,None,0
     self._run = describe_run(self.learn)
-    found = self.store.read(self.say)
+    found = self.store.read(self.tell)
     if found and found[1]['fit']>=self._fit: self._found_state(*found)
     self._before = {c:deepcopy(plain_state(c)) for c in self.learn.cbs if _foreign(c)}
     for c in self._others(): pack(cb_state(c), f'the state of {c.name}') # An error now, if it cannot be kept
@@ -235,13 +251,13 @@ def _found_state(self:Resumable, state, head):
         self._compare(head)
         self._at = state,head
     self._skip = self.learn.n_epoch if later or head['done'] else head['epoch']
-    if not later: self.say(self._where(head))
+    if not later: self.tell(self._where(head))
 
 @patch
 def _where(self:Resumable, h):
     when = f"saved {h['saved'].replace('T', ' ')}"
     if h['done']: return f"{self.folder}: this run is finished (step {h['step']}, {when}); nothing is left to do"
-    n = '' if not h['n'] else f", batch {h['n']+1} of {b}" if h['n']<(b:=self._run['batches']) else ', its validation'
+    n = '' if not h['n'] else f", batch {h['n']+1} of {b}" if h['n']<(b:=_len(self.learn.dls.train) or math.inf) else ', its validation'
     return f"{self.folder}: goes on in epoch {h['epoch']+1} of {self.learn.n_epoch}{n}, after step {h['step']}, {when}"
 
 # %% ../nbs/runs/04_resumable.ipynb #1c4039c7
@@ -256,7 +272,7 @@ def _compare(self:Resumable, head):
         raise ValueError(f"{self.folder} holds {what} with other settings ({'; '.join(diff)}). Ask for the same to go on; "
             f'take another folder, or restart=True, to begin anew.{more}')
     if other := differences(head['here'], _here()):
-        self.say(f"{self.folder}: not as it was: {'; '.join(other)}. The run goes on, and its last bits may differ")
+        self.tell(f"{self.folder}: not as it was: {'; '.join(other)}. The run goes on, and its last bits may differ")
 
 # %% ../nbs/runs/04_resumable.ipynb #951bb115
 @patch
@@ -309,7 +325,7 @@ def _batches(self:Resumable):
     learn.n_iter = len(learn.dl)
     if learn.lock.locked(): return type(learn).all_batches(learn)
     if learn.training and self._at: n = self._gone(self._at[1])
-    p = Passage(learn.dl, self._load() if n else None, self.say)
+    p = Passage(learn.dl, self._load() if n else None, self.tell)
     if learn.training: self._passage = p
     for i,b in enumerate(p, n): learn.one_batch(i, b)
 
@@ -340,7 +356,7 @@ def _epoch_over(self:Resumable, epoch, done):
 
 @patch
 def _end(self:Resumable):
-    if self._failed: self.say(f'{self.folder}: the last state could not be saved ({self._failed}); what is there is older')
+    if self._failed: self.tell(f'{self.folder}: the last state could not be saved ({self._failed}); what is there is older')
     self._let_go()
 
 # %% ../nbs/runs/04_resumable.ipynb #2f75c507
@@ -361,7 +377,7 @@ def save(self:Resumable,
         try: self.store.write(state, head)
         except OSError as e:
             self._failed = str(e)
-            self.say(f'{self.folder}: step {step} could not be saved ({e}). Training goes on, and the state before it stays')
+            self.tell(f'{self.folder}: step {step} could not be saved ({e}). Training goes on, and the state before it stays')
         else: self._failed,self.step = None,step
     self._last,self._since,self.saves = time.time(),0,self.saves+1
     self.seconds += self._last-start
@@ -370,7 +386,7 @@ def save(self:Resumable,
 def _diverged(self:Resumable):
     loss = getattr(self.learn, 'smooth_loss', None)
     if loss is None or bool(torch.isfinite(loss)): return False
-    if 'loss' not in self._named: self.say(f'{self.folder}: the loss is not finite, and is not saved; '
+    if 'loss' not in self._named: self.tell(f'{self.folder}: the loss is not finite, and is not saved; '
         'the state before it stays')
     self._named.add('loss')
     return True
@@ -380,7 +396,7 @@ def _name_changing(self:Resumable):
     for c,s in self._before.items():
         if c.name in self._named or _same(s, plain_state(c)): continue
         self._named.add(c.name)
-        self.say(f'{type(c).__name__} changes while a run lasts, and what it remembers is not saved with it: '
+        self.tell(f'{type(c).__name__} changes while a run lasts, and what it remembers is not saved with it: '
             'give it state_dict() and load_state_dict(s)')
 
 # %% ../nbs/runs/04_resumable.ipynb #40e8eb7a
@@ -396,8 +412,9 @@ def _loaders(self:Resumable): return [*self.learn.dls.loaders, *[c.dl for c in _
 def _place(self:Resumable, n):
     "What is this process's own"
     terms = {c.name:{k:v for k,v in c.run_state().items() if k in ('passage','sum','n')} for c in _fed(self.learn)}
+    buffers = [*unwrap_model(self.learn.model).buffers()] if is_dist() else [] # Batch norms have seen own images
     return dict(random=random_states(), loaders=[loader_states(o) for o in self._loaders()], terms=terms,
-        passage=self._passage.state_dict() if n else None)
+        passage=self._passage.state_dict() if n else None, buffers=buffers)
 
 def _of_all(o):
     "`o` of every process, in a list"
@@ -427,11 +444,12 @@ def _gone(self:Resumable, head):
 @patch
 def _own_place(self:Resumable, places, head):
     if len(places)==world(): return places[rank()]
-    self.say(f'{self.folder}: {world()} processes go on for {len(places)}. Which images are left in this epoch, and what '
+    self.tell(f'{self.folder}: {world()} processes go on for {len(places)}. Which images are left in this epoch, and what '
         'is drawn for them, is not as it would have been; statistics of batches are over other batches')
     place = deepcopy(places[rank()%len(places)])
     if rank()>=len(places): torch.manual_seed(place['random']['torch'].sum().item()+rank())
     if rank()>=len(places): place['random'] = random_states()
+    place['buffers'] = ()
     if place['passage']: place['passage'] = {**place['passage'], 'n':self._gone(head), 'marks':[], 'workers':-1}
     return place
 
@@ -441,6 +459,7 @@ def _load(self:Resumable):
     (s,head),self._at,learn = self._at,None,self.learn
     place,m = self._own_place(s['places'], head),unwrap_model(self.learn.model)
     m.load_state_dict(s['model'])
+    for b,o in zip(m.buffers(), place['buffers'] if is_dist() else ()): b.copy_(o)
     set_grad_state(list(m.parameters()), s['grads'])
     set_opt_state(learn.opt, s['opt'])
     for dl,o in zip(self._loaders(), place['loaders']): set_loader_states(dl, o)
@@ -477,7 +496,7 @@ def _on_signal(self:Resumable, num, frame):
         signal.signal(num, self._handlers[num])
         return os.kill(os.getpid(), num)
     self._signal = num
-    try: self.say(f'{name}: the batch is finished and saved first; once more stops at once')
+    try: self.tell(f'{name}: the batch is finished and saved first; once more stops at once')
     except RuntimeError: pass # It came in the middle of another `print`
 
 @patch
@@ -485,16 +504,13 @@ def _leave(self:Resumable):
     num,self._signal = self._signal,None
     own = self._handlers.get(num)
     if callable(own) and own is not signal.default_int_handler: return own(num, None)
-    self.say(f'{self.folder}: stopped by {signal.Signals(num).name}; the same again goes on from here')
+    self.tell(f'{self.folder}: stopped by {signal.Signals(num).name}; the same again goes on from here')
     if num==signal.SIGINT: raise KeyboardInterrupt
     self._let_go(broken=True)
     sys.stdout.flush()
     os.kill(os.getpid(), num)
     raise SystemExit(128+num)
 
-@patch
-def _barrier(self:Resumable):
-    if is_dist(): torch.distributed.barrier()
 
 # %% ../nbs/runs/04_resumable.ipynb #f1a15ed1
 def finished_row(

@@ -27,8 +27,8 @@ def goes_on(case, tmp_path, n=8):
     assert Checkpoints(tmp_path/'run').files
     assert not unequal(whole, end(run(case, tmp_path/'run', seed=5)))
 
-some = ['simclr','task+byol','labels+swav','pirl','task+moco','base inpainting','ranger','adamw','workers','bf16','accumulate',
-        'dl','ids dl','two terms','trackers','two fits','knn','train metrics']
+some = ['simclr','task+byol','labels+swav','pirl','base inpainting','ranger','workers','bf16','accumulate','ids dl','two terms',
+        'trackers','two fits']
 assert not set(some)-set(cases())
 
 @pytest.mark.parametrize('case', some)
@@ -38,7 +38,7 @@ def test_goes_on_bit_for_bit(case, tmp_path): goes_on(case, tmp_path)
 @pytest.mark.parametrize('case', [o for o in cases() if o not in some])
 def test_every_other_case_goes_on_bit_for_bit(case, tmp_path): goes_on(case, tmp_path)
 
-@pytest.mark.parametrize('n', [3,5,6,10,13])
+@pytest.mark.parametrize('n', [3,5,11])
 def test_wherever_it_is_broken_off(n, tmp_path):
     "At the first state, just before and just after the end of an epoch of five batches"
     goes_on('labels+simclr', tmp_path, n)
@@ -107,7 +107,7 @@ def kills():
 @pytest.mark.parametrize('case,slow,n', [('labels+byol',False,4), ('dl',False,3), ('simclr',True,3)])
 def test_kill_9(kills, case, slow, n):
     "Ten kills, some while a file is being written"
-    row = kills.case_row(case, 1, n, slow)
+    row = kills.case_row(case, 1, n, slow, least=3)
     assert len(row['kills'])==n and not row['unequal'], row
     if slow: assert any(o['writing'] for o in row['kills'])
     else: assert any(o['on'] and o['on'][2] for o in row['kills']), 'none from the middle of an epoch'
@@ -323,3 +323,43 @@ def test_the_command_stops_where_it_diverges(tmp_path, monkeypatch):
     assert all(torch.isfinite(o).all() for o in enc.state_dict().values())
     assert [enc.recipe[k] for k in ('epoch','finished','diverged_at')]==[0,False,8]
     assert json.loads((tmp_path/'a.json').read_text())['finished'] is False
+
+# Several processes
+
+def _shared(n, path, case, folder, at, resumed):
+    "One of two processes: a whole run, one broken off and carried on; or carried on from where another number was"
+    os.environ.update(RANK=str(n), LOCAL_RANK=str(n), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2')
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{path}/store', rank=n, world_size=2)
+    from fastai_contrastive.processes import many_processes
+    def go(folder, seed, *cbs):
+        set_seed(0)
+        said = []
+        learn,how = learner(case, Path(path), *cbs, Resumable(folder, steps=2, say=said.append))
+        set_seed(seed)
+        with many_processes(learn): fitted(learn, how)
+        return end(learn),said
+    res = {}
+    if at:
+        res['whole'],_ = go(f'{path}/whole/run', 0)
+        try: go(folder, 0, Break(at))
+        except RuntimeError: pass
+    res['end'],res['said'] = go(folder, 5)
+    checkpoints.write_state(res, f'{path}/{n}')
+    torch.distributed.destroy_process_group()
+
+def test_two_processes_go_on(tmp_path):
+    "The same on both; and from there on one process, which says what is not exact then"
+    run_ = tmp_path/'run'
+    forked.spawn(_shared, (str(tmp_path), 'dl', str(run_), 4, False), 2)
+    both = [checkpoints.read_state(tmp_path/str(i))[0] for i in range(2)]
+    for o in both: assert not unequal(o['whole'], o['end'])
+    assert not unequal(both[0]['end']['model'], both[1]['end']['model'])
+    assert 'goes on in epoch' in both[0]['said'][0] and not both[1]['said']
+
+def test_another_number_of_processes(tmp_path):
+    broken('dl', tmp_path/'run', 7)
+    forked.spawn(_shared, (str(tmp_path), 'dl', str(tmp_path/'run'), 0, True), 2)
+    a,b = (checkpoints.read_state(tmp_path/str(i))[0] for i in range(2))
+    assert any('2 processes go on for 1' in o and 'not as it would have been' in o for o in a['said']), a['said']
+    assert not unequal(a['end']['model'], b['end']['model']) and np.isfinite(a['end']['losses']).all()

@@ -46,10 +46,11 @@ def write_slowly():
     Path.write_text = lambda self, s: halves(self, s.encode()) if self.name[0]=='.' else text(self, s)
 
 def start(case, folder, seed, out, slow=False):
+    from forked import one_thread
     ctx = multiprocessing.get_context('forkserver')
     count = ctx.Value('i', 0)
     p = ctx.Process(target=child, args=(case, str(folder), seed, count, str(out), slow))
-    p.start()
+    with one_thread(): p.start()
     p.count = count # Or it is gone before the process has it
     return p
 
@@ -63,10 +64,10 @@ def head(folder):
     got = Checkpoints(folder).read(say=lambda s: None)
     return [got[1][k] for k in ('fit','epoch','n','done')] if got else None
 
-def killed(case, folder, seed, out, rng, slow):
+def killed(case, folder, seed, out, rng, slow, least=1):
     "Start, kill: where the next one goes on, whether a file was being written; None if the run had come to its end"
     p = start(case, folder, seed, out, slow)
-    k,late = rng.randint(1, 6),rng.random()*(.4 if slow else .2)
+    k,late = rng.randint(least, 6),rng.random()*(.4 if slow else .2)
     writing = lambda: any(folder.glob('.[0-9]*'))
     while p.is_alive() and (p.count.value<k or (slow and not writing())): time.sleep(.001)
     time.sleep(late)
@@ -75,7 +76,7 @@ def killed(case, folder, seed, out, rng, slow):
     p.join()
     return dict(after=k, writing=writing(), on=head(folder))
 
-def case_row(case, seed, n_kills, slow):
+def case_row(case, seed, n_kills, slow, least=1):
     "One case: a whole run, and one that is killed again and again"
     from fastai_contrastive.checkpoints import read_state
     from broken_off import unequal
@@ -84,7 +85,7 @@ def case_row(case, seed, n_kills, slow):
         d,kills,t = Path(d),[],time.time()
         ended(start(case, d/'whole'/'run', 1, d/'whole_end'))
         for i in range(n_kills):
-            got = killed(case, d/'broken'/'run', 100+i, d/'end', rng, slow)
+            got = killed(case, d/'broken'/'run', 100+i, d/'end', rng, slow, least)
             if got is None: break
             kills.append(got)
         else: ended(start(case, d/'broken'/'run', 200, d/'end'))
@@ -123,7 +124,8 @@ def main(
     "Run what is missing of the kills, and print the table."
     show = globals()['table']
     if table: return print(show(out))
-    multiprocessing.get_context('forkserver').set_forkserver_preload(['broken_off'])
+    import forked
+    forked.warm.append('broken_off')
     from shared import run_missing
     from broken_off import cases
     from fastai_contrastive.recipes import provenance
