@@ -21,9 +21,11 @@ from fastai_contrastive.drawn import *
 from fastai_contrastive.images import *
 from fastai_contrastive.data import *
 from fastai_contrastive.clips import *
+from fastai_contrastive.passage import *
 from fastai_contrastive.guest import *
 from fastai_contrastive.term import *
 from fastai_contrastive.core import *
+from fastai_contrastive.run_state import *
 from fastai_contrastive.divergence import *
 from fastai_contrastive.lessons import *
 from fastai_contrastive.sight import *
@@ -37,5 +39,6 @@ from fastai_contrastive.evaluation.knn import *
 from fastai_contrastive.evaluation.linear import *
 from fastai_contrastive.evaluation.factors import *
 from fastai_contrastive.plots import *
-from fastai_contrastive.resumable import Resumable
+from fastai_contrastive.checkpoints import *
+from fastai_contrastive.resumable import *
 from fastai_contrastive.recipes import *

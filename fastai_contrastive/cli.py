@@ -129,7 +129,7 @@ def pretrain(
     knn:_knn=None,
     skip_bad:bool=False, # Read every file first, and leave out those that cannot be read?
     num_workers:int=None, # Loading processes; fastai's choice if not given
-    out:str='pretrained.safetensors', # Weights file; the row goes beside it as .json, what an unfinished run needs as .run
+    out:str='pretrained.safetensors', # Weights file; the row goes beside it as .json, an unfinished run's state as .run
     restart:_restart=False,
     minutes:_minutes=10.,
 ):
@@ -200,7 +200,8 @@ def finetune(
     _check_arch(encoder, arch)
     out,kw = _row_file(out, encoder, 'finetune'),dict(skip_bad=skip_bad, num_workers=num_workers)
     kw = dict(terms=terms, term_args=term_args, unlabelled=unlabelled, restart=restart, minutes=minutes, **kw)
-    _,row = recipes.finetune(encoder, data, out, size, bs, epochs, lr, wd, pct, seed, arch_args, cbs=[Lines(), StopOnDivergence()], resume=True, **kw)
+    kw.update(cbs=[Lines(), StopOnDivergence()], resume=True)
+    _,row = recipes.finetune(encoder, data, out, size, bs, epochs, lr, wd, pct, seed, arch_args, **kw)
     print(f"{row['n_labels']} labels{_fed(row)}", flush=True)
     _say(row, out, accuracy=row['accuracy'])
     return row

@@ -230,7 +230,8 @@ def _vocab(folders, root):
     if len({o.lower() for o in by})<len(by):
         same = next(v for v in groupby(by, str.lower).values() if len(v)>1)
         warn(f'{" and ".join(same)}, in {root}, differ only in case, and are two classes')
-    if len(by)==1: warn(f'there is one class, {list(by)[0]}, in {root}: its labels tell nothing apart; add folders of others')
+    if len(by)==1:
+        warn(f'there is one class, {list(by)[0]}, in {root}: its labels tell nothing apart; add folders of others')
     return list(by)
 
 # %% ../nbs/data/02_data.ipynb #f67a7149

@@ -24,7 +24,7 @@ def _advice(learn, names):
     "What to try"
     lr = max(h['lr'] for h in learn.opt.hypers)
     if not all(_finite(x) for x in learn.xb if isinstance(x, Tensor) and x.is_floating_point()):
-        return 'the images of this batch are not finite: find them with bad_images, or look at what the loaders do to them'
+        return 'the images of this batch are not finite: look at the files, by bad_images, and at what the loaders do'
     res = [f'lower lr (it is {lr:.2g} here), or add GradientClip(1.)']
     if _scales(learn): res.append('train in bfloat16, by to_bf16')
     if len(names)==1 and names[0]!='task': res.append(f'look at the settings of {names[0]}, and at its weight')
@@ -54,7 +54,8 @@ class StopOnDivergence(Callback):
 def _losses(self:StopOnDivergence):
     "Each loss of this batch by its name"
     terms = [c for c in self.learn._grab_cbs(TermCallback) if c._raw is not None]
-    if not terms: return dict(task=self.learn.loss_grad) if isinstance(getattr(self.learn, 'loss_grad', None), Tensor) else {}
+    own = getattr(self.learn, 'loss_grad', None)
+    if not terms: return dict(task=own) if isinstance(own, Tensor) else {}
     task = {} if terms[0].alone else dict(task=terms[0]._task_loss)
     return {**task, **{c.name:c._raw for c in terms}}
 
@@ -67,5 +68,5 @@ def _params(self:StopOnDivergence):
 @patch
 def _stop(self:StopOnDivergence, what, names):
     l = self.learn
-    raise Diverged(f'the run has diverged at step {l.train_iter} (epoch {l.epoch+1}): {what}. The weights are those of the '
-        f'step before. What to try: {_advice(l, names)}')
+    raise Diverged(f'the run has diverged at step {l.train_iter} (epoch {l.epoch+1}): {what}. The weights are those of '
+        f'the step before. What to try: {_advice(l, names)}')

@@ -89,7 +89,8 @@ def _built(o):
     if isinstance(o, Objective):
         try:
             with torch.random.fork_rng(devices=[]), torch.device('meta'), _limit(10**9, 10**4): deepcopy(o).build(64)
-        except _TooLarge as e: raise ValueError('heads of more than a thousand million numbers: choose smaller ones') from e
+        except _TooLarge as e:
+            raise ValueError('heads of more than a thousand million numbers: choose smaller ones') from e
     return o
 
 # %% ../nbs/runs/02_given.ipynb #85f6f246
@@ -152,7 +153,8 @@ def data_path(
     what:str='data', # What the folder is called, for messages
 )->Path:
     "Where the images are, fetched or drawn if need be; raises `OSError` for what is neither a name nor a folder."
-    if not isinstance(data, (str,Path)): raise TypeError(f'{what} is a folder, or the name of a data set: got {data!r:.60}')
+    if not isinstance(data, (str,Path)):
+        raise TypeError(f'{what} is a folder, or the name of a data set: got {data!r:.60}')
     if data=='synth':
         path = fastai_path('data')/f'synth-demo-{size}'
         with first_then_others(): return synth_images(path, n_train=20, n_unsup=2000, n_valid=40, size=size)
@@ -194,7 +196,8 @@ def pretrain_dls(
 
 # %% ../nbs/runs/02_given.ipynb #ff087a4c
 def _check_weight(name, w):
-    ok = w=='balanced' if isinstance(w, str) else isinstance(w, Real) and not isinstance(w, bool) and _finite(w) and w>=0
+    number = isinstance(w, Real) and not isinstance(w, bool) and _finite(w) and w>=0
+    ok = w=='balanced' if isinstance(w, str) else number
     if not ok: raise ValueError(f"the weight of {name} must be a number of 0 or more, or 'balanced': got {w!r}")
 
 def check_terms(

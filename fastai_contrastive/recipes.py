@@ -31,8 +31,8 @@ from .judge import _n_fed
 
 # %% ../nbs/runs/06_recipes.ipynb #fcd6ffa6
 _all_ = ['git_commit', 'provenance', 'write_row', 'out_file', 'on_interrupt', 'check_numbers', 'setting_names',
-         'check_settings', 'build_part', 'build_arch', 'data_path', 'pretrain_dls', 'check_terms', 'term_parts', 'prepared',
-         'term_cbs', 'unlabelled_dl', 'weights_file', 'unfinished', 'finetune', 'evaluate']
+         'check_settings', 'build_part', 'build_arch', 'data_path', 'pretrain_dls', 'check_terms', 'term_parts',
+         'prepared', 'term_cbs', 'unlabelled_dl', 'weights_file', 'unfinished', 'finetune', 'evaluate']
 
 # %% ../nbs/runs/06_recipes.ipynb #b176d701
 @dataclass
@@ -63,8 +63,10 @@ class Recipe:
             raise ValueError('a recipe needs a task, an objective, or both: pass task= or objective=, or terms=')
         if k := next((k for k in ('task','objective') if not isinstance(getattr(self, k), (str,NoneType))), None):
             raise TypeError(f'{k} is a name, and its settings go into {k}_args: got {getattr(self, k)!r:.60}')
-        if not isinstance(self.with_val, bool): raise ValueError(f'with_val is True or False: got {self.with_val!r:.60}')
-        check_settings(**{o:getattr(self, o) for o in ('arch_args','task_args','objective_args','views_args','term_args')})
+        if not isinstance(self.with_val, bool):
+            raise ValueError(f'with_val is True or False: got {self.with_val!r:.60}')
+        args = 'arch_args','task_args','objective_args','views_args','term_args'
+        check_settings(**{o:getattr(self, o) for o in args})
         check_numbers(**{o:getattr(self, o) for o in ('size','bs','epochs','lr','wd','weight','seed')})
         if self.task: self.task = get_task(self.task).name
         if self.objective: self.objective = get_objective(self.objective).name
@@ -203,7 +205,8 @@ def pretrain(
 )->tuple: # Learner (None where the run was finished before), row (dict)
     "Carry out a recipe. Raises `ValueError` and `OSError` before training; a `KeyboardInterrupt` says what was saved."
     out,settings = out_file(out, '.safetensors'),asdict(r)
-    keep = Resumable(_beside(out, '.run'), minutes, settings=_without_paths(settings), restart=restart) if resume else None
+    own = _without_paths(settings)
+    keep = Resumable(_beside(out, '.run'), minutes, settings=own, restart=restart) if resume else None
     if resume and not restart and out.exists() and (row := finished_row(_beside(out, '.json'), settings)):
         keep.store.clear()
         return None,row

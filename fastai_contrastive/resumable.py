@@ -81,10 +81,11 @@ def set_cb_state(
 
 def _same(a, b):
     "Are two nests of plain data equal?"
-    if isinstance(a, dict): return isinstance(b, dict) and a.keys()==b.keys() and all(_same(v, b[k]) for k,v in a.items())
+    if type(a) is not type(b): return False
+    if isinstance(a, dict): return a.keys()==b.keys() and all(_same(v, b[k]) for k,v in a.items())
     if isinstance(a, (list,tuple,L)): return len(a)==len(b) and all(map(_same, a, b))
-    if isinstance(a, (Tensor,ndarray)): return isinstance(b, (Tensor,ndarray)) and a.shape==b.shape and bool((a==b).all())
-    return type(a) is type(b) and (a==b or a!=a)
+    if isinstance(a, (Tensor,ndarray)): return a.shape==b.shape and bool((a==b).all())
+    return a==b or a!=a
 
 def _foreign(cb):
     "Is there no telling what this callback remembers?"
@@ -133,7 +134,8 @@ def describe_run(
     return dict(epochs=learn.n_epoch, bs=getattr(learn.dls.train, 'bs', None),
         model=f'{type(m).__name__} {zlib.crc32(layers.encode()):08x}', loss=type(learn.loss_func).__name__,
         optimizer=_opt_name(opt), lr=[h['lr'] for h in opt.hypers],
-        wd=[h.get('wd', h.get('weight_decay')) for h in opt.hypers], trained=sum(p.requires_grad for p in m.parameters()),
+        wd=[h.get('wd', h.get('weight_decay')) for h in opt.hypers],
+        trained=sum(p.requires_grad for p in m.parameters()),
         **{k:digest(o) for k,o in loaders.items()}, callbacks=cbs)
 
 def _opt_name(opt):
@@ -149,7 +151,9 @@ def _len(o):
 
 def _flat(d, at=''):
     "A nest of dictionaries as one, with dotted names"
-    return {k:v for a,b in d.items() for k,v in (_flat(b, f'{at}{a}.') if isinstance(b, dict) and b else {f'{at}{a}':b}).items()}
+    res = {}
+    for k,v in d.items(): res.update(_flat(v, f'{at}{k}.') if isinstance(v, dict) and v else {f'{at}{k}':v})
+    return res
 
 def differences(
     was:dict, # A description
@@ -160,7 +164,10 @@ def differences(
     say = lambda d,k: f'{d[k]}'[:80] if k in d else 'nothing'
     return [f'{k}: {say(a, k)} then, {say(b, k)} now' for k in dict.fromkeys([*a, *b]) if a.get(k)!=b.get(k)]
 
-def json_like(o):
+def json_like(
+    o:object, # A nest of plain data
+)->object: # The same as JSON gives it back: lists, texts as keys, texts for what it does not know
+    "What comes back when `o` is written as JSON and read again."
     if isinstance(o, dict): return {str(k):json_like(v) for k,v in o.items()}
     if isinstance(o, (list,tuple,L)): return [json_like(v) for v in o]
     return o if o is None or isinstance(o, (bool,int,str)) or isinstance(o, float) and math.isfinite(o) else str(o)
@@ -177,7 +184,8 @@ class Resumable(Callback):
         restart:bool=False, # Begin anew, and forget what is in the folder?
         say:Callable=print, # Is told, a text each, where the run goes on and what could not be done
     ):
-        if not (isinstance(minutes, Number) and minutes>0): raise ValueError(f'minutes must be above 0: got {minutes!r}')
+        if not (isinstance(minutes, Number) and minutes>0):
+            raise ValueError(f'minutes must be above 0: got {minutes!r}')
         if steps is not None and not (isinstance(steps, int) and steps>0):
             raise ValueError(f'steps is a number of batches, 1 or more: got {steps!r}')
         self.store,self.minutes,self.steps,self.settings = Checkpoints(folder),minutes,steps,settings or {}
@@ -199,8 +207,9 @@ def _here():
     "What the last bits depend on"
     from fastai_contrastive import __version__
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
-    return dict(fastai_contrastive=__version__, torch=torch.__version__, fastai=fastai.__version__, numpy=np.__version__,
-        python=platform.python_version(), device=device, threads=torch.get_num_threads(), processes=world())
+    return dict(fastai_contrastive=__version__, torch=torch.__version__, fastai=fastai.__version__,
+        numpy=np.__version__, python=platform.python_version(),
+        device=device, threads=torch.get_num_threads(), processes=world())
 
 @patch
 def before_fit(self:Resumable):
@@ -257,7 +266,8 @@ def _found_state(self:Resumable, state, head):
 def _where(self:Resumable, h):
     when = f"saved {h['saved'].replace('T', ' ')}"
     if h['done']: return f"{self.folder}: this run is finished (step {h['step']}, {when}); nothing is left to do"
-    n = '' if not h['n'] else f", batch {h['n']+1} of {b}" if h['n']<(b:=_len(self.learn.dls.train) or math.inf) else ', its validation'
+    b = _len(self.learn.dls.train) or math.inf
+    n = '' if not h['n'] else f", batch {h['n']+1} of {b}" if h['n']<b else ', its validation'
     return f"{self.folder}: goes on in epoch {h['epoch']+1} of {self.learn.n_epoch}{n}, after step {h['step']}, {when}"
 
 # %% ../nbs/runs/04_resumable.ipynb #1c4039c7
@@ -269,8 +279,8 @@ def _compare(self:Resumable, head):
         more = ' A schedule cannot be lengthened afterwards: train on from its weights, as a run of its own.' \
             if any(o.startswith('epochs:') for o in diff) else ''
         what = 'a finished run' if head['done'] else 'a run'
-        raise ValueError(f"{self.folder} holds {what} with other settings ({'; '.join(diff)}). Ask for the same to go on; "
-            f'take another folder, or restart=True, to begin anew.{more}')
+        raise ValueError(f"{self.folder} holds {what} with other settings ({'; '.join(diff)}). Ask for the same to go "
+            f'on; take another folder, or restart=True, to begin anew.{more}')
     if other := differences(head['here'], _here()):
         self.tell(f"{self.folder}: not as it was: {'; '.join(other)}. The run goes on, and its last bits may differ")
 
@@ -298,12 +308,19 @@ def _let_go(self:Resumable, broken=False):
     self.store.unlock()
 
 @patch
+def _begin_bar(self:Resumable):
+    "fastai's bar over the epochs has to see the first, or it cannot tell how long one takes"
+    bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
+    if bar: bar.update(0)
+
+@patch
 def _events(self:Resumable, f, event_type, ex, final=noop):
     "In the place of `Learner._with_events`"
     learn,what = self.learn,partial(type(self.learn)._with_events, self.learn, f, event_type, ex, final)
     if event_type!='epoch': return what()
     try:
         skip,last = learn.epoch<self._skip,learn.epoch+1==learn.n_epoch
+        if skip and not learn.epoch: self._begin_bar()
         if self._at and not self._at[1]['n'] and (last if skip else learn.epoch==self._skip): self._load()
         if not skip:
             what()
@@ -356,7 +373,8 @@ def _epoch_over(self:Resumable, epoch, done):
 
 @patch
 def _end(self:Resumable):
-    if self._failed: self.tell(f'{self.folder}: the last state could not be saved ({self._failed}); what is there is older')
+    if self._failed:
+        self.tell(f'{self.folder}: the last state could not be saved ({self._failed}); what is there is older')
     self._let_go()
 
 # %% ../nbs/runs/04_resumable.ipynb #2f75c507
@@ -371,13 +389,15 @@ def save(self:Resumable,
     self._name_changing()
     if self._diverged(): return
     state,step = self._state(n),getattr(self.learn, 'train_iter', 0)
-    head = dict(fit=self._fit, epoch=epoch, n=n, step=step, done=done, saved=datetime.now().isoformat(timespec='seconds'),
+    saved = datetime.now().isoformat(timespec='seconds')
+    head = dict(fit=self._fit, epoch=epoch, n=n, step=step, done=done, saved=saved,
         settings=json_like(self.settings), run=json_like(self._run), here=_here())
     if rank()==0:
         try: self.store.write(state, head)
         except OSError as e:
             self._failed = str(e)
-            self.tell(f'{self.folder}: step {step} could not be saved ({e}). Training goes on, and the state before it stays')
+            self.tell(f'{self.folder}: step {step} could not be saved ({e}). Training goes on, and the state before it '
+                'stays')
         else: self._failed,self.step = None,step
     self._last,self._since,self.saves = time.time(),0,self.saves+1
     self.seconds += self._last-start
@@ -444,8 +464,8 @@ def _gone(self:Resumable, head):
 @patch
 def _own_place(self:Resumable, places, head):
     if len(places)==world(): return places[rank()]
-    self.tell(f'{self.folder}: {world()} processes go on for {len(places)}. Which images are left in this epoch, and what '
-        'is drawn for them, is not as it would have been; statistics of batches are over other batches')
+    self.tell(f'{self.folder}: {world()} processes go on for {len(places)}. Which images are left in this epoch, and '
+        'what is drawn for them, is not as it would have been; statistics of batches are over other batches')
     place = deepcopy(places[rank()%len(places)])
     if rank()>=len(places): torch.manual_seed(place['random']['torch'].sum().item()+rank())
     if rank()>=len(places): place['random'] = random_states()
@@ -469,7 +489,7 @@ def _load(self:Resumable):
     _put(learn, s['learn'])
     if s['scaler'] and getattr(learn, 'scaler', None) is not None: learn.scaler.load_state_dict(s['scaler'])
     if s['loss'] and isinstance(learn.loss_func, nn.Module): learn.loss_func.load_state_dict(s['loss'])
-    set_random_states(place['random'])
+    load_random_states(place['random'])
     return place['passage']
 
 def _put(o, s):

@@ -4,7 +4,7 @@ import forked
 from broken_off import *
 from fastai_contrastive import resumable, checkpoints, cli
 from fastai_contrastive.checkpoints import Checkpoints, read_head
-from fastai_contrastive.passage import Passage, random_states, set_random_states
+from fastai_contrastive.passage import Passage, random_states, load_random_states
 
 class Break(Callback):
     "Something goes wrong at batch `n`; by `how`, an exception or a function"

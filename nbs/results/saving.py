@@ -1,8 +1,8 @@
 r"""What does it cost to keep a run? A ResNet-18 with SimCLR and Adam, saved again and again between steps of training.
 
-A state is the weights, Adam's two means of each, the heads with theirs, and what else a run remembers. It is written beside
-its place, flushed to the disk and renamed, with a checksum. The share is of training at the interval of ten minutes; steps
-of training go on between the saves, so that each of them is paid for as in a run.
+A state is the weights, Adam's two means of each, the heads with theirs, and what else a run remembers. It is written
+beside its place, flushed to the disk and renamed, with a checksum. The share is of training at the interval of ten
+minutes; steps of training go on between the saves, so that each of them is paid for as in a run.
 
     python nbs/results/saving.py
 """
@@ -37,7 +37,8 @@ def main(
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
         mb = sum(o.stat().st_size for o in (Path(d)/'run').glob(f'{keep.store.files[-1].name}.*'))/2**20
     took = sorted(often.took)
-    row = dict(arch='resnet18', opt='Adam', saves=len(took), median=round(took[len(took)//2], 3), longest=round(took[-1], 3),
-        mb=round(mb, 1), share_of_ten_minutes=round(took[len(took)//2]/600, 6), **provenance(), command=command())
+    row = dict(arch='resnet18', opt='Adam', saves=len(took), median=round(took[len(took)//2], 3),
+        longest=round(took[-1], 3), mb=round(mb, 1), share_of_ten_minutes=round(took[len(took)//2]/600, 6),
+        **provenance(), command=command())
     write_row(row, Path(out))
     print({k:row[k] for k in ('saves','median','longest','mb','share_of_ten_minutes')})
