@@ -96,7 +96,7 @@ def _one_item(dls):
     states = get_random_states()
     try: return _first_batch(dls.train if isinstance(dls, DataLoaders) else dls)
     except (AttributeError,IndexError,KeyError): return None # no item, or one that is not asked for by number
-    finally: load_random_states(**states)
+    finally: set_random_states(**states)
 
 def n_channels(
     dls:DataLoaders|DataLoader|torch.utils.data.DataLoader, # Both loaders, or one (the training one is asked)
