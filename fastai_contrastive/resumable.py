@@ -305,7 +305,8 @@ def _let_go(self:Resumable, broken=False):
         for k in '_with_events','all_batches': self.learn.__dict__.pop(k, None)
     for num,h in self._handlers.items(): signal.signal(num, h)
     self._handlers,self._on,self._passage = {},False,None
-    self.store.unlock()
+    if self.store.files: self.store.unlock()
+    elif self.store._lock: self.store.clear() # Nothing was saved: leave nothing behind
 
 @patch
 def _begin_bar(self:Resumable):
