@@ -513,11 +513,11 @@ def _load_recorder(self:Resumable, s):
 @patch
 def _on_signal(self:Resumable, num, frame):
     name = signal.Signals(num).name
-    if self._signal is not None or (num==signal.SIGINT and not self.learn.training):
+    if self._signal is not None:
         signal.signal(num, self._handlers[num])
         return os.kill(os.getpid(), num)
     self._signal = num
-    try: self.tell(f'{name}: the batch is finished and saved first; once more stops at once')
+    try: self.tell(f'{name}: the batch, or the validation, is finished and saved first; once more stops at once')
     except RuntimeError: pass # It came in the middle of another `print`
 
 @patch
