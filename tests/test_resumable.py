@@ -6,6 +6,13 @@ from fastai_contrastive import resumable, checkpoints, cli
 from fastai_contrastive.checkpoints import Checkpoints, read_head
 from fastai_contrastive.passage import Passage, random_states, load_random_states
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    "A process that was started in the background may ignore it"
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, was)
+
 class Break(Callback):
     "Something goes wrong at batch `n`; by `how`, an exception or a function"
     order = 10**6+1
@@ -79,6 +86,7 @@ _signals = '''
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from broken_off import *
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Ask(Callback):
     order = -100
     def before_batch(self):
@@ -162,6 +170,7 @@ def test_other_images(stopped, tmp_path, monkeypatch):
     first = loaders().train.items[0]
     class Other:
         st_size = 1
+        def __getattr__(self, k): return getattr(stat(first), k)
     monkeypatch.setattr(os, 'stat', lambda f, **kw: Other() if f==first and not kw else stat(f, **kw))
     with pytest.raises(ValueError, match='images.files'): run('labels+simclr', p)
 
