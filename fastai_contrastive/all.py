@@ -40,5 +40,7 @@ from fastai_contrastive.evaluation.linear import *
 from fastai_contrastive.evaluation.factors import *
 from fastai_contrastive.plots import *
 from fastai_contrastive.checkpoints import *
+from fastai_contrastive.learner_state import *
+from fastai_contrastive.same_run import *
 from fastai_contrastive.resumable import *
 from fastai_contrastive.recipes import *

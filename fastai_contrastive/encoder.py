@@ -29,13 +29,20 @@ _all_ = ['Encoder', 'unwrap_model', 'channels_in', 'UpTo', 'find_body', 'get_enc
 def replacing(
     path:str|Path, # The file to write
 ):
-    "A path beside `path` to write to, renamed to `path` when all went well: a crash leaves the old file."
+    "A path beside `path` to write to, flushed to the disk and renamed when all went well: a crash leaves the old file."
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         yield tmp
+        _flush(tmp)
         os.replace(tmp, path)
+        if os.name=='posix': _flush(path.parent) # Or the name may be lost
     finally: tmp.unlink(missing_ok=True)
+
+def _flush(path):
+    fd = os.open(path, os.O_RDONLY if os.name=='posix' else os.O_RDWR)
+    try: os.fsync(fd)
+    finally: os.close(fd)
 
 # %% ../nbs/parts/10_encoder.ipynb #d70c71ee
 def check_writable(

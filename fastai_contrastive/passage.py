@@ -142,7 +142,7 @@ def _open(self:Passage, state):
     if self.fast: self._open_fast(state)
     else:
         self.it = iter(self.dl)
-        for _ in range(n): next(self.it)
+        for _ in range(n): next(self.it, None)
     self.n = n
     crc = self._crc()
     if state and state['crc']!=crc:

@@ -50,12 +50,12 @@ def grads_pending(
 
 # %% ../nbs/terms/06_run_state.ipynb #982b6fcd
 @patch
-def run_state(self:TermCallback)->dict: # built, term, sum, n, stepped, span, steps, losses, weights, grads, passage
+def run_state(self:TermCallback)->dict: # built, term, grads, passage, sum, n, and the history
     "What the term has to remember of a run, besides `state_dict`: its column, its second loader's place, its history."
     steps,losses,weights = zip(*self._history) if self._history else ((),(),())
     return dict(built=self.is_built, term=self.state_dict() if self.is_built else None, sum=self._sum, n=self._n,
         stepped=self._stepped, span=self._span, steps=list(steps), losses=[float(o) for o in losses],
-        weights=list(weights), grads=grad_state(self.heads),
+        fresh=sum(isinstance(o, Tensor) for o in losses), weights=list(weights), grads=grad_state(self.heads),
         passage=self._it.state_dict() if isinstance(self._it, Passage) else None)
 
 @patch
@@ -67,6 +67,8 @@ def load_run_state(self:TermCallback,
         self.build([next(self._enc.parameters())])
         self.load_state_dict(s['term'])
     self._sum,self._n,self._stepped,self._span = s['sum'],s['n'],s['stepped'],tuple(s['span'])
-    self._history = list(zip(s['steps'], s['losses'], s['weights']))
+    old = len(s['losses'])-s['fresh'] # Those of this epoch are tensors until it is over
+    losses = [*s['losses'][:old], *map(tensor, s['losses'][old:])]
+    self._history = list(zip(s['steps'], losses, s['weights']))
     set_grad_state(self.heads, s['grads'])
     self._it = None if s['passage'] is None else Passage(self._fed, s['passage'])

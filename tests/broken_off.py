@@ -13,7 +13,8 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.callback.fp16 import MixedPrecision
 from fastai_contrastive.all import *
 from fastai_contrastive.archs import split_encoder
-from fastai_contrastive.resumable import Resumable, opt_state
+from fastai_contrastive.resumable import Resumable
+from fastai_contrastive.learner_state import opt_state
 
 # pytest would collect fastcore's
 for o in [o for o in globals() if o=='test' or o.startswith('test_')]: del globals()[o]

@@ -7,21 +7,15 @@ from utils import *
 from fastai_contrastive.data import synth_dls
 from fastai_contrastive.all import *
 from fastai_contrastive.archs import split_encoder
+from broken_off import made, ours
 
-def ours(registry): return sorted(k for k,v in registry.items() if v.__module__.startswith('fastai_contrastive.'))
 tasks,objectives = ours(PretextTask.registry),ours(Objective.registry)
 bases = ['none','labels',*tasks]
 size,bs = 32,8
-small = dict(dim=6, hidden=12, pred_hidden=6, bottleneck=6, queue_size=20, n_prototypes=7, nh=8, threshold=0.)
 
 encoders = dict(xresnet18=lambda: create_encoder('xresnet18', widen=.125, stem_szs=(8,8,64)),
                 resnet18=lambda: create_encoder('resnet18'),
                 vit=lambda: create_encoder('test_vit', patch_size=8, depth=2))
-
-def made(cls):
-    "Small, as far as its arguments have those names; a transformer's width is no free number"
-    names = {*inspect.signature(cls.__init__).parameters} - ({'dim'} if cls.__name__=='MAE' else set())
-    return cls(**{k:v for k,v in small.items() if k in names})
 
 def takes(o): return getattr(o, 'takes', 'images')
 

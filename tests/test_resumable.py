@@ -120,6 +120,51 @@ def test_kill_9(kills, case, slow, n):
     if slow: assert any(o['writing'] for o in row['kills'])
     else: assert any(o['on'] and o['on'][2] for o in row['kills']), 'none from the middle of an epoch'
 
+# Ended by somebody else
+
+def test_nan_is_not_the_end_of_a_run(tmp_path):
+    "fastai's callback ends the fit before the recorder has seen the loss: the state before it stays, and the run is not finished"
+    class Nan(Callback):
+        order = -4
+        def after_loss(self):
+            if self.training and self.train_iter==8: self.learn.loss = self.learn.loss_grad = self.learn.loss_grad*math.nan
+    learn = run('labels+simclr', tmp_path/'run', cbs=[Nan(), TerminateOnNaNCallback()], steps=3)
+    head = read_head(Checkpoints(tmp_path/'run').files[-1])
+    assert [head[k] for k in ('step','done')]==[8,False], head
+    assert all(torch.isfinite(o).all() for o in Checkpoints(tmp_path/'run').read()[0]['model'].values())
+
+@pytest.mark.parametrize('num', [signal.SIGINT,signal.SIGTERM])
+def test_a_signal_where_a_fit_is_ended(num, tmp_path):
+    "Both at once leave learner, signals and folder alone"
+    class Both(Callback):
+        order = 70
+        def after_epoch(self):
+            os.kill(os.getpid(), num)
+            raise CancelFitException()
+    def ends(*a): raise KeyboardInterrupt('own')
+    was = signal.signal(signal.SIGTERM, ends)
+    try:
+        set_seed(0)
+        keep = Resumable(tmp_path/'run', say=noop)
+        learn,how = learner('labels+simclr', tmp_path, Both(), keep)
+        with pytest.raises(KeyboardInterrupt): fitted(learn, how)
+        assert not {'_with_events','all_batches'}&set(learn.__dict__) and not keep.store._lock and not keep._handlers
+        assert signal.getsignal(signal.SIGTERM) is ends
+    finally: signal.signal(signal.SIGTERM, was)
+    assert read_head(keep.store.files[-1])['done']
+
+def test_early_stopping_goes_on(tmp_path):
+    "It has waited as long as it had; and a run that it has ended is finished"
+    def stop(): return EarlyStoppingCallback('train_loss', min_delta=1e3, patience=2)
+    whole = run('labels+simclr', tmp_path/'whole'/'run', cbs=[stop()])
+    assert len(whole.recorder.values)==3
+    with pytest.raises(RuntimeError): run('labels+simclr', tmp_path/'run', cbs=[stop(), Break(12)], steps=3)
+    assert not unequal(end(whole), end(run('labels+simclr', tmp_path/'run', cbs=[stop()], seed=5)))
+    said = []
+    learn,how = learner('labels+simclr', tmp_path, stop(), Resumable(tmp_path/'run', say=said.append))
+    fitted(learn, how)
+    assert 'nothing is left to do' in said[0]
+
 # Refused, or said
 
 @pytest.fixture(scope='module')
@@ -172,7 +217,7 @@ def test_other_images(stopped, tmp_path, monkeypatch):
         st_size = 1
         def __getattr__(self, k): return getattr(stat(first), k)
     monkeypatch.setattr(os, 'stat', lambda f, **kw: Other() if f==first and not kw else stat(f, **kw))
-    with pytest.raises(ValueError, match='images.files'): run('labels+simclr', p)
+    with pytest.raises(ValueError, match='images.names, sizes and order'): run('labels+simclr', p)
 
 def test_other_versions_are_said(stopped, tmp_path, monkeypatch):
     p,said = copy_of(stopped, tmp_path),[]
@@ -227,7 +272,6 @@ def test_a_second_process(tmp_path):
         except ValueError as e: got.append(str(e))
     run('labels+simclr', tmp_path/'run', cbs=[Break(3, second)])
     assert len(got)==1 and 'another process is training in' in got[0]
-    assert (tmp_path/'run'/'lock').exists() or True
     run('labels+simclr', tmp_path/'run')
 
 @pytest.mark.parametrize('kw', [dict(minutes=0), dict(minutes='5'), dict(steps=0), dict(steps=1.5)])
@@ -266,6 +310,25 @@ def test_a_state_that_cannot_be_kept_is_refused_before_training(tmp_path):
     class Bad(Callback):
         def state_dict(self): return dict(net=[nn.ReLU()])
     with pytest.raises(TypeError, match=r'the state of bad\.net\[0\] is a ReLU'): run('labels+simclr', tmp_path/'run', cbs=[Bad()])
+
+def test_two_callbacks_of_one_class(tmp_path):
+    class Counts(Callback):
+        def __init__(self, n): self.n = n
+        def after_batch(self): self.n += 1
+        def state_dict(self): return dict(n=self.n)
+        def load_state_dict(self, s): self.n = s['n']
+    two = Counts(100),Counts(200)
+    run('labels+simclr', tmp_path/'whole'/'run', cbs=two)
+    with pytest.raises(RuntimeError): run('labels+simclr', tmp_path/'run', cbs=[Counts(100), Counts(200), Break(8)], steps=3)
+    again = Counts(0),Counts(0)
+    run('labels+simclr', tmp_path/'run', cbs=again, seed=5)
+    assert [o.n for o in again]==[o.n for o in two]
+
+def test_a_callback_that_holds_a_tensor_of_the_graph(tmp_path):
+    "Python's copy refuses those"
+    class Holds(Callback):
+        def __init__(self): self.x = torch.ones(2, requires_grad=True)*2
+    run('labels+simclr', tmp_path/'run', cbs=[Holds()])
 
 def test_what_is_no_fit_is_not_kept(tmp_path):
     set_seed(0)
@@ -318,6 +381,22 @@ def test_the_command_goes_on(tmp_path, capsys, monkeypatch):
     assert row['finished'] and cli.finetune(str(tmp_path/'a'), row['data'], 32, epochs=1, bs=8, num_workers=0)==row
     with pytest.raises(ValueError, match='lr: 0.004 then, 0.1 now'): cli.finetune(str(tmp_path/'a'), row['data'], 32, lr=.1, epochs=1, bs=8, num_workers=0)
 
+def test_the_command_goes_on_where_the_images_were_moved(tmp_path, monkeypatch, capsys):
+    loaders()
+    after = cli.Lines.after_batch
+    def stop(self):
+        if self.training and self.train_iter==4: os.kill(os.getpid(), signal.SIGINT)
+        after(self)
+    with monkeypatch.context() as m:
+        m.setattr(cli.Lines, 'after_batch', stop)
+        with pytest.raises(KeyboardInterrupt): pretrain(tmp_path)
+    shutil.copytree(fastai_path('data')/'broken-images', tmp_path/'moved')
+    with monkeypatch.context() as m: # Stopped before it has saved anything itself, it knows what there is
+        m.setattr(cli.Lines, 'before_train', lambda self: (_ for _ in ()).throw(KeyboardInterrupt), raising=False)
+        with pytest.raises(KeyboardInterrupt, match=r'a\.run holds the run up to step 4'): pretrain(tmp_path, data=str(tmp_path/'moved'))
+    capsys.readouterr()
+    assert pretrain(tmp_path, data=str(tmp_path/'moved'))['finished'] and 'goes on in epoch' in capsys.readouterr().out
+
 def test_the_command_stops_where_it_diverges(tmp_path, monkeypatch):
     "Which loss, at which step; the weights are those of the step before"
     loaders()
@@ -335,7 +414,7 @@ def test_the_command_stops_where_it_diverges(tmp_path, monkeypatch):
 
 # Several processes
 
-def _shared(n, path, case, folder, at, resumed):
+def _shared(n, path, case, folder, at):
     "One of two processes: a whole run, one broken off and carried on; or carried on from where another number was"
     os.environ.update(RANK=str(n), LOCAL_RANK=str(n), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2')
     torch.set_num_threads(1)
@@ -344,7 +423,7 @@ def _shared(n, path, case, folder, at, resumed):
     def go(folder, seed, *cbs):
         set_seed(0)
         said = []
-        learn,how = learner(case, Path(path), *cbs, Resumable(folder, steps=2, say=said.append))
+        learn,how = learner(case, Path(path), *cbs, Resumable(folder, steps=1, say=said.append))
         set_seed(seed)
         with many_processes(learn): fitted(learn, how)
         return end(learn),said
@@ -360,15 +439,15 @@ def _shared(n, path, case, folder, at, resumed):
 def test_two_processes_go_on(tmp_path):
     "The same on both; and from there on one process, which says what is not exact then"
     run_ = tmp_path/'run'
-    forked.spawn(_shared, (str(tmp_path), 'dl', str(run_), 4, False), 2)
+    forked.spawn(_shared, (str(tmp_path), 'dl', str(run_), 3), 2)
     both = [checkpoints.read_state(tmp_path/str(i))[0] for i in range(2)]
     for o in both: assert not unequal(o['whole'], o['end'])
     assert not unequal(both[0]['end']['model'], both[1]['end']['model'])
-    assert 'goes on in epoch' in both[0]['said'][0] and not both[1]['said']
+    assert 'goes on in epoch 2 of 3, batch 2 of 2' in both[0]['said'][0] and not both[1]['said']
 
 def test_another_number_of_processes(tmp_path):
     broken('dl', tmp_path/'run', 7)
-    forked.spawn(_shared, (str(tmp_path), 'dl', str(tmp_path/'run'), 0, True), 2)
+    forked.spawn(_shared, (str(tmp_path), 'dl', str(tmp_path/'run'), 0), 2)
     a,b = (checkpoints.read_state(tmp_path/str(i))[0] for i in range(2))
     assert any('2 processes go on for 1' in o and 'not as it would have been' in o for o in a['said']), a['said']
     assert not unequal(a['end']['model'], b['end']['model']) and np.isfinite(a['end']['losses']).all()
