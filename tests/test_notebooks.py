@@ -1,5 +1,5 @@
 "Every notebook runs from top to bottom, each in a process of its own"
-import os, subprocess, sys
+import os, re, subprocess, sys
 from pathlib import Path
 
 import forked, pytest
@@ -9,10 +9,10 @@ notebooks = sorted(o.relative_to(nbs) for o in nbs.rglob('*.ipynb') if not any(p
 
 def run_nb(nb): # Cells marked `eval: false` are nbdev's to leave out
     env = {**os.environ, 'OMP_NUM_THREADS':'1'} # The numbers of a lesson depend on it: one thread gives those on the page
-    cmd = Path(sys.executable).with_name('nbdev-test'),nb,'--n-workers','0'
+    cmd = Path(__file__).with_name('page.py'),nb,'--n-workers','0'
     # fastai changes what a tensor can do: a page that does without it must not find it there
     if 'from fastai.' not in Path(nb).read_text(encoding='utf-8'):
-        return subprocess.run(cmd, cwd=nbs.parent, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+        return subprocess.run([sys.executable, *cmd], cwd=nbs.parent, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
     r = forked.run(*cmd, cwd=nbs.parent, env=env)
     r.stdout += r.stderr
     return r
@@ -45,6 +45,16 @@ def test_failure_is_seen(tmp_path):
     nbformat.write(new_notebook(cells=[new_code_cell("assert 'sun'=='rain'")]), tmp_path/'bad.ipynb')
     r = run_nb(tmp_path/'bad.ipynb')
     assert r.returncode and 'AssertionError' in r.stdout and "'sun'=='rain'" in r.stdout
+
+def test_pages_draw_the_same(tmp_path):
+    "A page that a random number breaks fails each time or never, not once in fifty runs"
+    import nbformat
+    from nbformat.v4 import new_notebook, new_code_cell
+    src = "import random, numpy as np, torch{}\nassert 0, (random.random(),float(np.random.rand()),float(torch.rand(1)))"
+    for name,more in (('plain',''), ('fast','\nfrom fastai.vision.all import *')):
+        nbformat.write(new_notebook(cells=[new_code_cell(src.format(more))]), tmp_path/f'{name}.ipynb')
+    outs = [re.findall(r'AssertionError: (\(.*\))', run_nb(tmp_path/f'{o}.ipynb').stdout)[0] for o in ('plain','fast','fast')]
+    assert len(set(outs))==1, outs
 
 def test_notebooks_begin_clean(tmp_path):
     "Nothing of this package, no random state and no folder of another program's; one thread; a failure says so"

@@ -76,20 +76,29 @@ def killed(case, folder, seed, out, rng, slow, least=1):
     p.join()
     return dict(after=k, writing=writing(), on=head(folder))
 
+def broken(case, folder, n, seed, rng, slow, least):
+    "A run that is killed up to `n` times: the kills, and how it ended"
+    from fastai_contrastive.checkpoints import read_state
+    kills,got = [],True
+    while len(kills)<n and got:
+        got = killed(case, folder/'run', seed+len(kills), folder/'end', rng, slow, least)
+        if got: kills.append(got)
+    if got: ended(start(case, folder/'run', seed+99, folder/'end'))
+    return kills,read_state(folder/'end')[0]
+
 def case_row(case, seed, n_kills, slow, least=1):
-    "One case: a whole run, and one that is killed again and again"
+    "One case: a whole run, and one that is killed again and again; where it ended before a kill came, one more"
     from fastai_contrastive.checkpoints import read_state
     from broken_off import unequal
     rng = random.Random(f'{case} {seed}')
     with tempfile.TemporaryDirectory() as d:
-        d,kills,t = Path(d),[],time.time()
+        d,kills,diff,t = Path(d),[],[],time.time()
         ended(start(case, d/'whole'/'run', 1, d/'whole_end'))
-        for i in range(n_kills):
-            got = killed(case, d/'broken'/'run', 100+i, d/'end', rng, slow, least)
-            if got is None: break
-            kills.append(got)
-        else: ended(start(case, d/'broken'/'run', 200, d/'end'))
-        diff = unequal(*[read_state(o)[0] for o in (d/'whole_end',d/'end')])
+        whole = read_state(d/'whole_end')[0]
+        for i in range(1,9):
+            some,end = broken(case, d/f'broken{i}', n_kills-len(kills), 100*i, rng, slow, least)
+            kills,diff = kills+some,diff+unequal(whole, end)
+            if len(kills)==n_kills: break
     return dict(case=case, seed=seed, slow=slow, kills=kills, unequal=diff[:9], took=round(time.time()-t, 1))
 
 def table(out):
