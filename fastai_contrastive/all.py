@@ -23,6 +23,7 @@ from fastai_contrastive.data import *
 from fastai_contrastive.clips import *
 from fastai_contrastive.passage import *
 from fastai_contrastive.guest import *
+from fastai_contrastive.precision import *
 from fastai_contrastive.term import *
 from fastai_contrastive.core import *
 from fastai_contrastive.run_state import *

@@ -11,6 +11,7 @@ from statistics import median
 import torch
 from fastai.vision.all import *
 from fastai.data.external import fastai_path
+from .precision import *
 from .core import *
 from .data import *
 from .encoder import *
@@ -44,6 +45,7 @@ def bench_learner(
     arch:str|Callable|nn.Module='resnet18', # As for `create_encoder`
     arch_args:dict|None=None, # Settings of the arch
     bs:int=64, # Images a batch
+    precision:str='fp32', # As for `PassPrecision`
     **kwargs # For `unlabeled_dls` or `labelled_dls`, such as `num_workers`
 )->Learner:
     "The learner of a case; raises `ValueError` for a name or a setting that is not known."
@@ -53,9 +55,10 @@ def bench_learner(
     if task: enc = obj.prepare(enc)
     if task=='labels': dls = labelled_dls(path, size, bs, **kwargs)
     else: dls = pretrain_dls(path, size, bs, labels=obj.needs_labels, **kwargs)
-    if not task: return contrastive_learner(dls, enc, obj)
-    cb = ContrastiveCallback(obj)
-    return finetune_learner(dls, enc, cbs=cb) if task=='labels' else pretext_learner(dls, enc, task, cbs=cb)
+    cbs = [PassPrecision(precision, say=noop)]
+    if not task: return contrastive_learner(dls, enc, obj, cbs=cbs)
+    cbs.append(ContrastiveCallback(obj))
+    return finetune_learner(dls, enc, cbs=cbs) if task=='labels' else pretext_learner(dls, enc, task, cbs=cbs)
 
 # %% ../nbs/runs/09_bench.ipynb #55bddeef
 def limit_step(
@@ -72,8 +75,10 @@ def limit_step(
     def _step():
         learn.model.train(), cb.objective.train()
         for p in ps: p.grad = None
-        loss = cb.objective(enc, views, y)
-        if not cb.alone: loss = loss+learn.loss_func(learn.model(*xb), *yb)
+        with learn.pass_precision.hooked(x.device), passes_of(learn): loss = cb.objective(enc, views, y)
+        if not cb.alone:
+            with learn.pass_precision.hooked(x.device): pred = learn.model(*xb)
+            loss = loss+learn.loss_func(pred, *yb)
         loss.backward()
     return _step
 
@@ -141,7 +146,7 @@ def bench_case(
     limit,whole,waited = zip(*_turns(learn, clock, n, repeats, lr))
     ratios = [l/w for l,w in zip(limit, whole)]
     speeds = dict(limit=round(n*bs/median(limit), 1), learner=round(n*bs/median(whole), 1))
-    return dict(case=case, n=n, repeats=repeats, **speeds, ratio=round(median(ratios), 3),
+    return dict(case=case, n=n, repeats=repeats, precision=learn.pass_precision.chosen, **speeds, ratio=round(median(ratios), 3),
         ratios=[round(o, 3) for o in ratios], waiting=round(median(a/w for w,a in zip(whole, waited)), 3))
 
 # %% ../nbs/runs/09_bench.ipynb #dada3efe
@@ -156,12 +161,14 @@ def bench_rows(
     repeats:int=5, # Pairs of blocks
     num_workers:int=0, # Loading processes
     threads:int=0, # torch's threads; as they are if 0
+    precision:str='fp32', # As for `PassPrecision`
     report:Callable=noop, # Called with each row as it comes
 )->list: # Rows as of `bench_case`, with the settings and where they were run
     "Every case, one after another; raises `ValueError` before the first for what is wrong with any of them."
     check_numbers(size=size, bs=bs, n=n, repeats=repeats, num_workers=num_workers, threads=threads)
     for c in cases: split_case(c)
-    kw = dict(data=data, size=size, arch=arch, arch_args=arch_args, bs=bs, num_workers=num_workers)
+    PassPrecision(precision)
+    kw = dict(data=data, size=size, arch=arch, arch_args=arch_args, bs=bs, num_workers=num_workers, precision=precision)
     rows,was = [],torch.get_num_threads()
     if threads: torch.set_num_threads(threads)
     settings = {**kw, 'kind':'bench', 'data':str(data), 'arch_args':arch_args or {}, 'threads':torch.get_num_threads()}

@@ -81,6 +81,7 @@ _term_args = Annotated[term_settings, 'Settings of those terms: name.key=value,n
 _unlabelled = Annotated[str, 'Folder of images that feed the terms, searched as that of --data: of one with train/ '
                         'and unsup/ these two; the images that are trained on if not given']
 _restart = Annotated[bool, 'Begin anew, where a run of that name was broken off or is finished?']
+_precision = Annotated[str, 'Of the encoder\'s passes: fp32, bf16, or auto, which measures where the hardware has bf16']
 _minutes = Annotated[float, 'Save the whole state every so many minutes, and after each epoch; the same command again '
                      'goes on from there']
 
@@ -132,11 +133,13 @@ def pretrain(
     out:str='pretrained.safetensors', # Weights file; the row goes beside it as .json, an unfinished run's state as .run
     restart:_restart=False,
     minutes:_minutes=10.,
+    precision:_precision='auto',
 ):
     "Pretrain an encoder on a task, an objective, or several; an objective that needs labels gets those of train/."
     check_numbers(knn=knn, num_workers=num_workers, minutes=minutes)
     r = Recipe(data, size, bs, arch, arch_args or {}, task, task_args or {}, objective, objective_args or {},
-        views_args or {}, weight, epochs, lr, wd, seed, with_val, terms or {}, term_args or {}, unlabelled)
+        views_args or {}, weight, epochs, lr, wd, seed, with_val, terms or {}, term_args or {}, unlabelled,
+        precision)
     out,kw = out_file(out, '.safetensors'),dict(num_workers=num_workers, skip_bad=skip_bad)
     cbs = [Lines(), StopOnDivergence()]
     if knn is not None:
@@ -193,6 +196,7 @@ def finetune(
     out:str=None, # File of the row, the classifier's weights beside it as .pth; ENCODER.finetune.json if not given
     restart:_restart=False,
     minutes:_minutes=10.,
+    precision:_precision='auto',
 ):
     "Train a classifier and the encoder under it with labels, and terms; the accuracy is the last epoch's, on val/."
     check_numbers(size=size, pct=pct, epochs=epochs, lr=lr, wd=wd, bs=bs, seed=seed, num_workers=num_workers,
@@ -200,6 +204,7 @@ def finetune(
     _check_arch(encoder, arch)
     out,kw = _row_file(out, encoder, 'finetune'),dict(skip_bad=skip_bad, num_workers=num_workers)
     kw = dict(terms=terms, term_args=term_args, unlabelled=unlabelled, restart=restart, minutes=minutes, **kw)
+    kw.update(precision=precision)
     kw.update(cbs=[Lines(), StopOnDivergence()], resume=True)
     _,row = recipes.finetune(encoder, data, out, size, bs, epochs, lr, wd, pct, seed, arch_args, **kw)
     print(f"{row['n_labels']} labels{_fed(row)}", flush=True)
@@ -248,6 +253,7 @@ def bench(
     repeats:int=5, # Pairs of blocks; the median of their ratios counts
     num_workers:int=0, # Loading processes
     threads:int=0, # torch's threads; its own choice if 0
+    precision:_precision='fp32',
     out:str='bench.json', # File of the rows
 ):
     "Images/s of whole training steps beside those of the forward and backward passes alone, measured in turns."
@@ -261,7 +267,8 @@ def bench(
         write_row(rows, out)
         print(f"{row['case']:20}"+''.join(f'{row[o]:10}' for o in _bench_cols), flush=True)
     with on_interrupt(lambda: _measured(rows, cases, out)):
-        bench_rows(cases, data, size, arch, arch_args, bs, n, repeats, num_workers, threads, report=_report)
+        bench_rows(cases, data, size, arch, arch_args, bs, n, repeats, num_workers, threads, precision,
+            report=_report)
     print('limit, learner: images/s of the passes alone and of training steps; ratio: of the two;\n'
           f'waiting: share of a step spent on getting its batch\nrows: {out}')
     return rows

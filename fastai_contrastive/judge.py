@@ -12,6 +12,7 @@ from .distributed import *
 from .processes import *
 from .encoder import *
 from .data import *
+from .precision import *
 from .core import *
 from .evaluation.features import *
 from .evaluation.knn import *
@@ -112,18 +113,21 @@ def finetune(
     resume:bool=False, # Keep the whole state in a folder beside `out` (`.run`), go on from it if there is one?
     restart:bool=False, # With `resume`: begin anew, whatever is there?
     minutes:float=10., # With `resume`: save the state every so many minutes, and after each epoch
+    precision:str='auto', # Of the passes: 'fp32', 'bf16', or whichever is faster here (`PassPrecision`)
     **kwargs # For `labelled_dls`
 )->tuple: # Learner (None where the run was finished before), row (dict)
     "Train a linear classifier and the encoder under it, by labels. Raises `ValueError` and `OSError` before training."
     check_numbers(size=size, bs=bs, epochs=epochs, lr=lr, wd=wd, pct=pct, seed=seed)
     parts,asked = _terms(terms, term_args, unlabelled)
+    PassPrecision(precision)
     if out is not None: out = out_file(out, '.json')
     set_seed(seed)
     enc,row = _get_encoder(encoder, arch_args)
-    what = dict(arch=enc.arch, size=size, bs=bs, epochs=epochs, lr=lr, wd=wd, pct=pct, seed=seed, **asked)
+    what = dict(arch=enc.arch, size=size, bs=bs, epochs=epochs, lr=lr, wd=wd, pct=pct, seed=seed, precision=precision,
+        **asked)
     keep,had = _kept(out, {**row, **what}, restart, minutes, data) if resume and out else (None,None)
     if had: return None,had
-    cbs = term_cbs(parts, unlabelled_dl(unlabelled, size, bs, **kwargs)) + list(L(cbs)) + list(L(keep))
+    cbs = [*term_cbs(parts, unlabelled_dl(unlabelled, size, bs, **kwargs)), *precision_cbs(precision, cbs), *L(cbs), *L(keep)]
     if dls is None: dls = labelled_dls(data_path(data, size), size, bs, pct=pct, seed=seed, **kwargs)
     learn,start = finetune_learner(dls, prepared(enc, parts), cbs=cbs, wd=wd),time.time()
     there = lambda: '; '.join(filter(None, [_nothing_written(learn, out), keep and keep.there]))
@@ -131,6 +135,7 @@ def finetune(
         learn.fit_one_cycle(epochs, lr)
     row = dict(kind='finetune', **row, **what, data=str(data), n_labels=len(dls.train_ds), n_valid=len(dls.valid_ds),
         n_unlabelled=_n_fed(learn) if unlabelled is not None else None, accuracy=_last(learn, 'accuracy'),
+        chosen_precision=chosen_precision(learn),
         seconds=round(time.time()-start, 1), finished=len(learn.recorder.values)==epochs, **provenance())
     _write(learn, row, out)
     if keep: keep.finish()

@@ -100,4 +100,6 @@ class JoinHead(nn.Sequential):
 class PatchHead(JoinHead):
     "`JoinHead` for patches, (bs, n, c, p, p), which it leads through the encoder at a size that this takes."
     wants = 'encoder'
-    def forward(self, encoder, x): return super().forward(patch_features(encoder, x))
+    def forward(self, encoder, x):
+        f = to_float(patch_features(encoder, x))
+        with torch.autocast(x.device.type, enabled=False): return super().forward(f)

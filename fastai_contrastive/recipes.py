@@ -25,6 +25,7 @@ from .rows import *
 from .rows import _beside
 from .given import *
 from .divergence import *
+from .precision import *
 from .same_run import finished_row
 from .resumable import *
 from .judge import *
@@ -58,6 +59,7 @@ class Recipe:
     terms:dict = field(default_factory=dict)          # Weights of more terms, by name: a number each, or 'balanced'
     term_args:dict = field(default_factory=dict)      # Settings of those terms, a dictionary by name
     unlabelled:str|None = None        # Folder of images that feed the terms beside a task, or beside an objective alone
+    precision:str = 'auto'            # Of the passes: 'fp32', 'bf16', or whichever is faster here (`PassPrecision`)
 
     def __post_init__(self):
         if not (self.task or self.objective or self.terms):
@@ -69,6 +71,7 @@ class Recipe:
         args = 'arch_args','task_args','objective_args','views_args','term_args'
         check_settings(**{o:getattr(self, o) for o in args})
         check_numbers(**{o:getattr(self, o) for o in ('size','bs','epochs','lr','wd','weight','seed')})
+        PassPrecision(self.precision)
         if self.task: self.task = get_task(self.task).name
         if self.objective: self.objective = get_objective(self.objective).name
         for k,of in dict(task_args='task', objective_args='objective', views_args='objective').items():
@@ -122,7 +125,7 @@ def recipe_learner(
     labels = any(getattr(o, 'needs_labels', False) for o in (obj,*[p for p,_ in parts]))
     dl,enc = unlabelled_dl(r.unlabelled, r.size, r.bs, **kwargs),prepared(enc, parts)
     if dls is None: dls = pretrain_dls(r.data, r.size, r.bs, r.with_val, labels, **kwargs)
-    cbs = term_cbs(parts, dl, update_bn=not (task or obj)) + list(L(cbs))
+    cbs = term_cbs(parts, dl, update_bn=not (task or obj)) + precision_cbs(r.precision, cbs) + list(L(cbs))
     if task and obj: enc,cbs = obj.prepare(enc),[ContrastiveCallback(obj, views, r.weight, dl=dl), *cbs]
     if task: return pretext_learner(dls, enc, task, cbs=cbs, wd=r.wd)
     if obj: return contrastive_learner(dls, enc, obj, views, cbs=cbs, wd=r.wd)
@@ -159,6 +162,7 @@ class SaveEncoder(Callback):
     def after_epoch(self):
         if self.learn.lock.locked() or hasattr(self.learn, 'lr_finder'): return
         at = dict(epoch=self.epoch+1, epochs=self.n_epoch, finished=self.epoch+1==self.n_epoch)
+        at['chosen_precision'] = chosen_precision(self.learn)
         if self.row and not rank(): _beside(self.path, '.json').unlink(missing_ok=True)
         save_encoder(self.learn, self.path, {**(self.recipe or {}), **at})
         self.saved = self.epoch+1
@@ -192,7 +196,8 @@ def _pretrain_row(r, save, where, learn):
     return dict(kind='pretrain', name=r.name, **asdict(r), images=len(learn.dls.train_ds), steps=learn.train_iter,
         labels=any(c.objective.needs_labels for c in learn._grab_cbs(ContrastiveCallback)),
         n_unlabelled=_n_fed(learn) if r.unlabelled is not None else None,
-        seconds=round(save.seconds, 1), columns=list(learn.recorder.metric_names)[1:-1], values=values, **where)
+        chosen_precision=chosen_precision(learn), seconds=round(save.seconds, 1),
+        columns=list(learn.recorder.metric_names)[1:-1], values=values, **where)
 
 def pretrain(
     r:Recipe, # What to train

@@ -11,6 +11,7 @@ from fastai.vision.all import *
 from fastai.callback.schedule import ParamScheduler
 from .encoder import unwrap_model
 from .passage import _inner
+from .precision import *
 from .term import *
 from .run_state import plain_state
 from .rows import _plain
@@ -29,7 +30,7 @@ def _cb_settings(cb):
     "How a callback is set, where that can be told; None where it cannot, or where it only looks on"
     of = type(cb).__module__.split('.')
     if of[0] not in ('fastai','fastai_contrastive') or of[-1] in _looks_on: return
-    if isinstance(cb, TermCallback): return _plain_repr(cb)
+    if isinstance(cb, (TermCallback,PassPrecision)): return _plain_repr(cb)
     if of[0]=='fastai_contrastive' or isinstance(cb, (TrainEvalCallback,Recorder)): return
     if isinstance(cb, ParamScheduler): return _schedule(cb)
     names = [k for k in inspect.signature(type(cb).__init__).parameters if k not in ('self','fname','path')]

@@ -192,6 +192,6 @@ class PretextModel(nn.Sequential):
         encoder,head = self
         wants = getattr(head, 'wants', 'features')
         if wants=='encoder': return head(encoder, x, *more)
-        if wants=='maps': return head(encoder.maps(x), x.shape[-2:], *more)
-        f = encoder(x) if x.ndim<5 else encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return head(f, *more)
+        if wants=='maps': f,more = encoder.maps(x),(x.shape[-2:],*more)
+        else: f = encoder(x) if x.ndim<5 else encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        with torch.autocast(x.device.type, enabled=False): return head(to_float(f), *more)

@@ -85,8 +85,10 @@ class TokenDecoder(Module):
     def forward(self, encoder, x, mask):
         grid = token_grid(encoder, x.shape[-2:])
         keep = self._keep(mask, grid)
-        y = self.blocks(self._placed(self.enter(some_tokens(encoder, x, keep)), keep, grid))
-        y = self.out(y[:, -math.prod(grid):]).view(len(x), *grid, self.c, *self.ps)
+        f = to_float(some_tokens(encoder, x, keep))
+        with torch.autocast(x.device.type, enabled=False):
+            y = self.blocks(self._placed(self.enter(f), keep, grid))
+            y = self.out(y[:, -math.prod(grid):]).view(len(x), *grid, self.c, *self.ps)
         return y.permute(0,3,1,4,2,5).reshape(len(x), self.c, *x.shape[-2:])
 
     def _keep(self, mask, grid):

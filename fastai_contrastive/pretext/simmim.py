@@ -66,7 +66,8 @@ class SquareDecoder(Module):
         self.out = nn.Sequential(*around, out, nn.PixelShuffle(stride))
 
     def forward(self, encoder, x, mask):
-        y = self.out(self._maps(encoder, x, mask))
+        f = to_float(self._maps(encoder, x, mask))
+        with torch.autocast(x.device.type, enabled=False): y = self.out(f)
         return y if y.shape[-2:]==x.shape[-2:] else F.interpolate(y, size=x.shape[-2:], mode='bilinear')
 
     def _maps(self, encoder, x, mask):
