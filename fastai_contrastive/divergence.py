@@ -34,22 +34,40 @@ def _advice(learn, names):
 class StopOnDivergence(Callback):
     "Raise `Diverged` before a step that would make the weights NaN, and say which loss was the first, and what to try"
     order,run_valid = 5,False
+    def __init__(self,
+        every:int|None=None, # Look at so many steps at once; None: at each on a CPU, at 50 on a graphics card
+    ):
+        if not (every is None or isinstance(every, int) and every>=1):
+            raise ValueError(f'every is a number of steps, 1 or more: got {every!r}')
+        self.every,self._seen = every,[]
+
+    def before_fit(self): self._seen = []
 
     def after_loss(self):
         losses = self._losses()
-        if not losses or _finite(torch.stack([o.detach().float().mean() for o in losses.values()])): return
-        bad = [k for k,o in losses.items() if not _finite(o.detach())]
-        also = f', and with it that of {" and ".join(bad[1:])}' if bad[1:] else ''
-        self._stop(f'the loss of {bad[0]} is {losses[bad[0]].detach().float().mean().item()}{also}', bad)
+        if losses: self._note('loss', [*losses], torch.stack([o.detach().float().mean() for o in losses.values()]))
+        if self._every()==1: self._look()
 
     def after_backward(self):
         if _scales(self.learn): return
         ps = [(k,p) for k,p in self._params() if p.grad is not None]
-        if not ps or _finite(torch.stack(torch._foreach_norm([p.grad for _,p in ps]))): return
-        k = next(k for k,p in ps if not _finite(p.grad))
-        self._stop(f'the gradient of {k} is not finite (all losses are)', [])
+        if ps: self._note('gradient', [k for k,_ in ps], torch.stack(torch._foreach_norm([p.grad for _,p in ps])))
+        if len(self._seen)>=self._every(): self._look()
+
+    def after_train(self): self._look()
+
+    def _every(self): return ifnone(self.every, 50 if self.learn.xb[0].is_cuda else 1)
+    def _note(self, what, names, v): self._seen.append((what,names,v,self.learn.train_iter,self.learn.epoch))
 
 # %% ../nbs/terms/08_divergence.ipynb #e06f5fcb
+@patch
+def _look(self:StopOnDivergence):
+    "At what was noted since the last time: the first that is no number has to answer"
+    seen,self._seen = self._seen,[]
+    for what,names,v,*at in seen if seen and not _finite(torch.cat([o[2] for o in seen])) else ():
+        bad = [(k,o) for k,o in zip(names, v.tolist()) if not math.isfinite(o)]
+        if bad: self._stop(what, bad, *at)
+
 @patch
 def _losses(self:StopOnDivergence):
     "Each loss of this batch by its name"
@@ -66,7 +84,11 @@ def _params(self:StopOnDivergence):
         for k,p in c.module.named_parameters(): yield f'{c.name}.{k}',p
 
 @patch
-def _stop(self:StopOnDivergence, what, names):
-    l = self.learn
-    raise Diverged(f'the run has diverged at step {l.train_iter} (epoch {l.epoch+1}): {what}. The weights are those of '
-        f'the step before. What to try: {_advice(l, names)}')
+def _stop(self:StopOnDivergence, what, bad, step, epoch):
+    names,(k,v) = [o[0] for o in bad],bad[0]
+    also = f', and with it that of {" and ".join(names[1:])}' if names[1:] else ''
+    why = f'the loss of {k} is {v}{also}' if what=='loss' else f'the gradient of {k} is not finite (all losses are)'
+    late = self.learn.train_iter-step
+    ws = f'It was seen {late} steps later: the weights are spoilt' if late else 'The weights are those of the step before'
+    raise Diverged(f'the run has diverged at step {step} (epoch {epoch+1}): {why}. {ws}. '
+        f"What to try: {_advice(self.learn, names if what=='loss' else [])}")

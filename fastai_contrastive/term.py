@@ -414,7 +414,8 @@ def after_loss(self:TermCallback):
     w = self._w()
     self.learn.loss_grad = self.learn.loss_grad + w*c
     self._raw,c = c,c.detach()
-    if self.alone or not torch.isfinite(c): self.learn.loss = self.learn.loss + w*c
+    # Beside a task the loss that is shown stays the task's, unless the term is no number
+    self.learn.loss = self.learn.loss + (w*c if self.alone else torch.where(torch.isfinite(c), 0., w*c))
     if self.learn.training: self._count(c, w)
 
 @patch

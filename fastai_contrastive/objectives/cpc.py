@@ -97,6 +97,8 @@ class CPC(Objective):
             raise ValueError(f'scale must be above 0 and p_drop from 0 to 1: got {scale} and {p_drop}')
         store_attr()
         self.register_buffer('step', torch.zeros((), dtype=torch.long))
+        self._host = OnHost()
+        self._host.put(self, 'step', 0)
 
     def build(self, nf):
         ks = self.steps-self.first+1
@@ -116,7 +118,7 @@ class CPC(Objective):
         if n<=self.first:
             raise ValueError(f'{self.name}: images of {s} pixels give {n} patches of 16 along a side, and '
                 f'{self.first+1} are needed: take larger images, or pass n={self.first+1} for smaller patches')
-        g = torch.Generator().manual_seed(int(self.step))
+        g = torch.Generator().manual_seed(self._host.get(self, 'step'))
         ps = one_channel(patch_grid(x.as_subclass(Tensor), n, self.overlap), self.p_drop, g)
         if self.training: self.count()
         try: z = encoder(ps.flatten(0,1)).unflatten(0, (-1,n,n)).float()
@@ -129,13 +131,12 @@ class CPC(Objective):
     @once_a_step
     def count(self):
         "Count a step of the optimizer."
-        self.step += 1
+        self._host.put(self, 'step', self._host.get(self, 'step')+1)
 
     def loss(self, z, t, y):
         z,(bs,n) = z[0],z[0].shape[:2]
         t = gather(self.target(z))
-        start = (gather(torch.full((bs,), rank(), device=z.device))<rank()).sum()
-        idx = torch.arange(t[...,0].numel(), device=z.device).view(-1,n,n)[start:start+bs]
+        idx = torch.arange(t[...,0].numel(), device=z.device).view(-1,n,n)[own_rows(z)]
         out = []
         for r,net in enumerate(self.context):
             p = net(z.rot90(r, (1,2))[:,:-self.first].permute(0,3,1,2)).permute(0,2,3,1).unflatten(3, (-1,self.dim))

@@ -51,7 +51,7 @@ class DINO(Objective):
     def build(self, nf):
         self.projector = mlp(nf, self.hidden, self.hidden, self.bottleneck, bn=self.bn, act=nn.GELU)
         for m in self.projector:
-            if isinstance(m, nn.Linear): init_linear(m, init=partial(nn.init.trunc_normal_, std=.02), bias_std=0.)
+            if isinstance(m, nn.Linear): init_linear(m, init=partial(nn.init.normal_, std=.02), bias_std=0.)
         self.prototypes = Prototypes(self.bottleneck, self.n_prototypes)
         self.center = Center(self.n_prototypes, self.center_momentum)
 
@@ -77,7 +77,7 @@ class DINO(Objective):
         "Centred and sharpened, or balanced over the views' rows of all processes."
         s = torch.cat(scores)
         if self.balance=='center': q = ((s-self.center.mean)/self.now_temp).softmax(1)
-        else: q = sinkhorn(gather(s), self.now_temp)[gather(s.new_full((len(s),), rank()))==rank()]
+        else: q = sinkhorn(gather(s), self.now_temp)[own_rows(s)]
         return q.split([len(o) for o in scores])
 
     def loss(self, z, t, y):

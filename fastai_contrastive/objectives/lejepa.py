@@ -58,19 +58,21 @@ class LeJEPA(Objective):
             if v<1: raise ValueError(f'{k} must be 1 or more: got {v}')
         store_attr()
         self.register_buffer('step', torch.zeros((), dtype=torch.long))
+        self._host = OnHost()
+        self._host.put(self, 'step', 0)
 
     def build(self, nf): self.projector = mlp(nf, self.hidden, self.hidden, self.dim)
     def views(self, size=None): return Views(n=2, size=size, scale=(.3,1.), saturation=.2, p_solarize=.2)
 
     def directions(self)->Tensor: # (dim, slices), unit columns
         "This step's directions, the same on every process."
-        g = torch.Generator().manual_seed(int(self.step))
+        g = torch.Generator().manual_seed(self._host.get(self, 'step'))
         return F.normalize(torch.randn(self.dim, self.slices, generator=g), dim=0).to(self.step.device)
 
     @once_a_step
     def count(self):
         "Count a step of the optimizer."
-        self.step += 1
+        self._host.put(self, 'step', self._host.get(self, 'step')+1)
 
     def loss(self, z, t, y):
         z,dirs = torch.stack([gather(o) for o in z]),self.directions()

@@ -43,6 +43,12 @@ def pirl_nce(
     return -(logp[:,0] + rest[:,1:].sum(1)).mean()
 
 # %% ../../nbs/objectives/07_pirl.ipynb #23bb59ed
+def _turned(x, k):
+    "Each square image turned by its own number of quarters, none of which is read back from the device"
+    k = k[:,None,None,None]
+    x = torch.where(k%2==1, x.rot90(1, (2,3)), x)
+    return torch.where(k>=2, x.rot90(2, (2,3)), x)
+
 class PIRL(Objective):
     "An image's shuffled pieces against a memory of all images (arXiv 1912.01991)"
     negatives = 'memory'
@@ -110,7 +116,7 @@ class PIRL(Objective):
             return self.project(z[torch.arange(n, device=x.device)[:,None],u.argsort(1)].flatten(1), self.joined)
         if x.shape[-1]!=x.shape[-2]:
             raise ValueError(f'pirl can turn square views only: got {tuple(x.shape[-2:])}; pass views of one side')
-        turned = torch.stack([o.rot90(r, (1,2)) for o,r in zip(x, (u[:,0]*4).long().tolist())])
+        turned = _turned(x, (u[:,0]*4).long())
         return self.project(encoder(turned), self.joined)
 
     def forward(self, encoder, views, y=None):

@@ -43,6 +43,11 @@ class SwAV(Objective):
         self.queues = nn.ModuleList([Queue(self.queue_size, self.dim) for _ in range(2)] if self.queue_size else [])
         for q in self.queues: q.items.zero_() # Where nothing has been put yet
 
+    def _full(self, q):
+        "Has every place of the queue been filled? The device is asked once, after a state was loaded"
+        if q.n_put is None: q.n_put = int(q.items.any(1).sum())
+        return q.n_put>=len(q)
+
     def check(self, views, y=None):
         super().check(views, y)
         a,b = (tuple(v.shape[-2:]) for v in views[:2])
@@ -56,9 +61,9 @@ class SwAV(Objective):
         i:int=0, # Which of the two
     )->Tensor: # Assignments, (bs, n_prototypes); rows sum to 1
         "Balance over the rows of all processes and, once it is full, the queue; in training, put `z` in the queue."
-        rows,mine,old = gather(z.detach()),gather(z.new_full((len(z),), rank()))==rank(),z[:0]
+        rows,mine,old = gather(z.detach()),own_rows(z),z[:0]
         if len(self.queues):
-            if self.epoch>=self.queue_start and self.queues[i].items.any(1).all(): old = self.queues[i].items
+            if self.epoch>=self.queue_start and self._full(self.queues[i]): old = self.queues[i].items
             if self.training: self.queues[i].put(z)
         return sinkhorn(self.prototypes(torch.cat([old, rows])), self.eps, self.iters)[len(old):][mine]
 

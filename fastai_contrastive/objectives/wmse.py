@@ -36,9 +36,10 @@ def whiten(
     cov = _dots(z.T, z.T)/(n-1)
     one = (1/top/top).clamp_min(1e-30)
     cov = (1-eps)*cov + eps*cov.diagonal().mean().clamp(min=one)*torch.eye(d, device=z.device)
-    try: low = torch.linalg.cholesky(cov)
-    except torch.linalg.LinAlgError as e:
-        raise ValueError(f'whiten: the covariance has no inverse (eps {eps}), or embeddings are not finite') from e
+    low,bad = torch.linalg.cholesky_ex(cov)
+    if not bad.is_cuda and bad.item():
+        raise ValueError(f'whiten: the covariance has no inverse (eps {eps}), or embeddings are not finite')
+    low = torch.where(bad==0, low, torch.nan) # A graphics card is not asked: the loss is no number then
     return torch.linalg.solve_triangular(low, z.T, upper=False).T
 
 # %% ../../nbs/objectives/13_wmse.ipynb #9f7c983e
@@ -58,6 +59,8 @@ class WMSE(Objective):
         store_attr()
         self.min_bs = dim+1 if w_size is None else w_size
         self.register_buffer('step', torch.zeros((), dtype=torch.long))
+        self._host = OnHost()
+        self._host.put(self, 'step', 0)
 
     def build(self, nf):
         self.projector = mlp(nf, self.hidden, self.dim, last_bn=True)
@@ -68,14 +71,14 @@ class WMSE(Objective):
     )->list: # Rows of each sub-batch; each round has every row once
         "This step's sub-batches, the same on every process."
         if self.w_size is None: return [slice(None)]
-        g = torch.Generator().manual_seed(int(self.step))
+        g = torch.Generator().manual_seed(self._host.get(self, 'step'))
         k = max(1, n//self.w_size)
         return [i for _ in range(self.w_iter) for i in torch.randperm(n, generator=g).tensor_split(k)]
 
     @once_a_step
     def count(self):
         "Count a step of the optimizer."
-        self.step += 1
+        self._host.put(self, 'step', self._host.get(self, 'step')+1)
 
     def loss(self, z, t, y):
         z = [gather(o) for o in z]
