@@ -146,7 +146,7 @@ def _tidy(self:PassPrecision):
 
 @patch
 def _warn_slow(self:PassPrecision):
-    dev = next(self.learn.model.parameters()).device
+    dev = next(self.learn.model.parameters()).device if self.learn is not None else torch.device('cpu')
     if not native_bf16(dev): warn(f"bf16 was asked for, and this {dev.type} has none: it is imitated, at several times "
         "the time of fp32; 'auto' would take fp32 here")
 

@@ -17,8 +17,9 @@ def fake_views(obj, x):
     if x.ndim==4: return views(x)
     return [v.unflatten(0, x.shape[:2]) for v in views(x.flatten(0,1))]
 
-def fake_pass(name, n=8, size=32):
+def fake_pass(name, size=32):
     "Two passes of an objective, with what memories and teacher do after each"
+    n = 40 if name=='wmse' else 8
     with mode, torch.device('cuda'):
         obj = Objective.registry[name]()
         enc = obj.prepare(create_encoder('xresnet_narrow', nf=16, blocks=1)).train()
@@ -40,5 +41,5 @@ def test_no_number_is_read_back(name, monkeypatch):
 
 def test_the_test():
     "What it is for"
-    with mode, pytest.raises(Exception, match='(?i)data-dependent|item'): torch.rand(3, device='cuda').sum().item()
+    with mode, pytest.raises(Exception, match='local_scalar'): torch.rand(3, device='cuda').sum().item()
     with mode, pytest.raises(Exception, match='(?i)device'): torch.rand(3, device='cuda')+torch.rand(3)
