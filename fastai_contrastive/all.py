@@ -1,5 +1,6 @@
 "Every public name, in the order of the layers: `from fastai_contrastive.all import *`"
 from fastai_contrastive.distributed import *
+from fastai_contrastive.blocks import *
 from fastai_contrastive.losses import *
 from fastai_contrastive.heads import *
 from fastai_contrastive.memory import *
