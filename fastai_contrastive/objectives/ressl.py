@@ -57,16 +57,17 @@ class ReSSL(Objective):
                 'raise queue_size or lower bs')
 
     def relate(self,
+        items:Tensor, # What the queue holds, (queue_size, dim)
         t:Tensor, # The teacher's embeddings, (n, dim)
         *z:Tensor, # The student's of each strong view, (n, dim)
     )->Tensor: # Scalar
         "Cross-entropy of the student's relations to the queue with the teacher's, the mean over views and rows."
-        near = lambda o: _dots(_unit(o), self.queue.items)
+        near = lambda o: _dots(_unit(o), items)
         target = (near(t)/self.teacher_temp).softmax(1)
         return sum(swapped_ce(near(o), target, self.temp) for o in z)/len(z)
 
     def loss(self, z, t, y):
         if self.training: self.fits_bs(sum(row_counts(t[0])))
-        c = mean_in_pieces(self.relate, t[0], *z, width=self.queue_size)
+        c = mean_in_pieces(partial(self.relate, self.queue.items), t[0], *z, width=self.queue_size)
         if self.training: self.queue.put(t[0])
         return own_mean(c, t[0])
