@@ -14,6 +14,7 @@ from fastai_contrastive.backbone import *
 from fastai_contrastive.bodies import *
 from fastai_contrastive.archs import *
 from fastai_contrastive.encoder import *
+from fastai_contrastive.pieces import *
 from fastai_contrastive.balance import *
 from fastai_contrastive.decoder import *
 from fastai_contrastive.tokens import *

@@ -43,17 +43,22 @@ def _n_rows(x=None):
     "Values for each channel in this process's `x`"
     return 1 if x is None or x.ndim<2 else x.numel()//x.shape[1]
 
+_holding = [] # Norms whose buffers are held and who is told of a call, the innermost last
+
 @contextmanager
 def _held_stats(module):
     "Norms in `module` move copies of their buffers. Gives a dict: (norm, which call) → rows, buffers before, after"
-    seen,notes = {},{}
-    def _copies(m, args):
-        if not m.training: return
-        seen.setdefault(m, []).append((_n_rows(*args[:1]),dict(m._buffers)))
+    seen,notes,norms = {},{},with_stats(module)
+    def _copies(m, rows):
+        seen.setdefault(m, []).append((rows,dict(m._buffers)))
         m._buffers.update({k:b.clone() for k,b in m._buffers.items() if b is not None})
-    hooks = [o.register_forward_pre_hook(_copies, prepend=True) for o in with_stats(module)]
+    def _called(m, args):
+        if m.training and _holding[-1][1] is _copies: _copies(m, _n_rows(*args[:1]))
+    hooks = [o.register_forward_pre_hook(_called, prepend=True) for o in norms]
+    _holding.append((set(norms),_copies))
     try: yield notes
     finally:
+        _holding.pop()
         for h in hooks: h.remove()
         for m,calls in seen.items():
             buffers = [b for _,b in calls] + [dict(m._buffers)]
@@ -84,6 +89,15 @@ def _move_stats(stats):
         if len(notes)>1 and any(k.startswith('running_') for k in new): new = {**new, **_joined_stats(m, notes)}
         for k,b in new.items():
             if b is not None: m._buffers[k].copy_(b)
+
+@torch.no_grad()
+def _as_one_call(stats):
+    "Move the norms by what calls with parts of a batch noted, as one call with all of it; who holds them is told of that"
+    stats = {k:v for k,v in stats.items() if getattr(k[0], 'track_running_stats', True)}
+    for (m,_),notes in stats.items():
+        holder = next((f for norms,f in reversed(_holding) if m in norms), None)
+        if holder: holder(m, sum(n for n,*_ in notes))
+        _move_stats({(m,0):notes})
 
 # %% ../nbs/parts/06_memory.ipynb #26d3683a
 class Notes:
