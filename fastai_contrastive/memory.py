@@ -97,7 +97,7 @@ def _as_one_call(stats):
     for (m,_),notes in stats.items():
         holder = next((f for norms,f in reversed(_holding) if m in norms), None)
         if holder: holder(m, sum(n for n,*_ in notes))
-        _move_stats({(m,0):notes})
+        with torch.autocast(next(m.buffers()).device.type, enabled=False): _move_stats({(m,0):notes})
 
 # %% ../nbs/parts/06_memory.ipynb #26d3683a
 class Notes:

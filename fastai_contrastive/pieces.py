@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['in_portions']
 
-# %% ../nbs/parts/19_pieces.ipynb #4b629e1e
+# %% ../nbs/parts/19_pieces.ipynb #bb43d4a8
 from contextlib import contextmanager, nullcontext
 from functools import partial
 import torch
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .memory import *
 from .memory import _as_one_call, _held_stats, with_stats
 
-# %% ../nbs/parts/19_pieces.ipynb #03593e8e
+# %% ../nbs/parts/19_pieces.ipynb #beab6c0b
 def _cut(o, n, k):
     "What each of `k` pieces gets of an argument of a call with `n` rows"
     if isinstance(o, (tuple,list)): return [type(o)(p) for p in zip(*[_cut(v, n, k) for v in o])]
@@ -32,20 +32,27 @@ def _join(os, ns):
     raise ValueError(f'a batch cannot go through in pieces: for {ns[0]} rows the network gives {got}, which has no row '
         'for each, and cannot be put together; leave out chunk=')
 
-# %% ../nbs/parts/19_pieces.ipynb #5894f614
-def _buffers_of(m): return [(o,{k:b.clone() for k,b in o._buffers.items() if b is not None}) for o in with_stats(m)]
+# %% ../nbs/parts/19_pieces.ipynb #fcf0a9b3
+def _norms_of(m):
+    "Each norm with copies of its buffers, and whether they move"
+    def _copies(o): return {k:b.clone() for k,b in o._buffers.items() if b is not None}
+    return [(o,_copies(o),{k:v for k,v in vars(o).items() if k=='track_running_stats'}) for o in with_stats(m)]
 
 class _Again:
     "The second pass of a piece: norms are as they were at the first, and afterwards as they are now. May be entered again"
     def __init__(self, kept, quiet): self.kept,self.quiet = kept,quiet
     def __enter__(self):
-        self.was,self.hush = [dict(o._buffers) for o,_ in self.kept],self.quiet()
-        for o,bs in self.kept: o._buffers.update({k:b.clone() for k,b in bs.items()})
+        self.was,self.hush = [(dict(o._buffers),{k:vars(o)[k] for k in v}) for o,_,v in self.kept],self.quiet()
+        for o,bs,v in self.kept:
+            o._buffers.update({k:b.clone() for k,b in bs.items()})
+            vars(o).update(v)
         self.hush.__enter__()
 
     def __exit__(self, *args):
         self.hush.__exit__(*args)
-        for (o,_),bs in zip(self.kept, self.was): o._buffers.update(bs)
+        for (o,*_),(bs,v) in zip(self.kept, self.was):
+            o._buffers.update(bs)
+            vars(o).update(v)
 
 def _pass(m, f, k, quiet, *args, **kwargs):
     "`f`, the forward pass of `m`, in `k` pieces"
@@ -53,7 +60,7 @@ def _pass(m, f, k, quiet, *args, **kwargs):
     if (k := min(k, n))<2: return f(*args, **kwargs)
     cut,keys = list(zip(*[_cut(o, n, k) for o in [*args, *kwargs.values()]])),list(kwargs)
     if torch.is_grad_enabled():
-        kept = _buffers_of(m)
+        kept = _norms_of(m)
         f = partial(checkpoint, f, use_reentrant=False, context_fn=lambda: (nullcontext(),_Again(kept, quiet)))
     outs,stats = [],{}
     for p in cut:
@@ -62,7 +69,7 @@ def _pass(m, f, k, quiet, *args, **kwargs):
     _as_one_call(stats)
     return _join(outs, [len(o) for o in torch.empty(n, 0).tensor_split(k)])
 
-# %% ../nbs/parts/19_pieces.ipynb #c0af892a
+# %% ../nbs/parts/19_pieces.ipynb #8cb8b4b2
 @contextmanager
 def in_portions(
     m:nn.Module, # Images, or whatever has a row for each, → tensors with a row for each
