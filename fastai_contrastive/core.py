@@ -63,6 +63,14 @@ class ContrastiveCallback(TermCallback):
 
     def __repr__(self): return written(self, repr(self.objective), **self._given)
 
+def _check_chunk(chunk, share):
+    if chunk is None: return
+    if isinstance(chunk, bool) or not isinstance(chunk, (int,np.integer)) or chunk<1:
+        raise ValueError('chunk is the number of images that pass through at a time, a whole number from 1: '
+            f'got {chunk!r}')
+    if share: raise ValueError("share=True takes the features of one pass of all images, and with chunk= there is none: "
+        'leave out one of the two')
+
 # %% ../nbs/terms/03_core.ipynb #1d6d532c
 @patch
 def _set_up(self:ContrastiveCallback):
@@ -243,16 +251,9 @@ def _tidy(self:ContrastiveCallback):
     TermCallback._tidy(self)
 
 # %% ../nbs/terms/03_core.ipynb #139457c7
-def _check_chunk(chunk, share):
-    if chunk is None: return
-    if isinstance(chunk, bool) or not isinstance(chunk, (int,np.integer)) or chunk<1:
-        raise ValueError(f'chunk is the number of images that pass through at a time, a whole number from 1: got {chunk!r}')
-    if share: raise ValueError("share=True takes the features of one pass of all images, and with chunk= there is none: "
-        'leave out one of the two')
-
 @patch
 def _n_pieces(self:ContrastiveCallback, x, chunk):
-    "In how many pieces the images `x` go through, on every process the same: batch norms of all of them wait for each other"
+    "In how many pieces the images `x` go through; on all processes alike, whose batch norms wait for each other"
     ns = row_counts(x)
     return max(1, min(-(-max(ns)//chunk), *ns))
 
