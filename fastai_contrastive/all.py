@@ -1,5 +1,6 @@
 "Every public name, in the order of the layers: `from fastai_contrastive.all import *`"
 from fastai_contrastive.distributed import *
+from fastai_contrastive.blocks import *
 from fastai_contrastive.losses import *
 from fastai_contrastive.heads import *
 from fastai_contrastive.memory import *
@@ -13,6 +14,7 @@ from fastai_contrastive.backbone import *
 from fastai_contrastive.bodies import *
 from fastai_contrastive.archs import *
 from fastai_contrastive.encoder import *
+from fastai_contrastive.pieces import *
 from fastai_contrastive.balance import *
 from fastai_contrastive.decoder import *
 from fastai_contrastive.tokens import *

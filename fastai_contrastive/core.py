@@ -8,7 +8,7 @@ __all__ = ['ContrastiveCallback', 'ViewsOnly', 'encoder_for', 'contrastive_learn
            'load_encoder', 'TermCallback', 'TermColumn', 'TermOnly', 'frozen_stats', 'fixed_draws']
 
 # %% ../nbs/terms/04_core.ipynb #a1a1327c
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from fastai.vision.all import *
 from fastai.callback.mixup import MixHandler
 from .distributed import *
@@ -16,6 +16,8 @@ from .stats import *
 from .views import *
 from .frames import taken
 from .backbone import *
+from .backbone import _wraps
+from .pieces import *
 from .encoder import *
 from .lending import *
 from .objective import *
@@ -40,14 +42,16 @@ class ContrastiveCallback(TermCallback):
         update_bn:bool=False, # May the views' pass move the running statistics of the encoder's batch norms?
         name:str|None=None, # Attribute of the `Learner` and, with `_loss`, column; the objective's name if None
         share:bool=False, # Take what the learner's own forward pass sees as the first view, which saves a pass?
+        chunk:int|None=None, # At most so many of the batch's images are in the networks at a time; all of them if None
     ):
-        self.objective,self.share = get_objective(objective),share
+        self.objective,self.share,self.chunk,self._cuts = get_objective(objective),share,chunk,ExitStack()
+        _check_chunk(chunk, share)
         if share: _can_share(self.objective, dl)
         if views is not None and not callable(views):
             raise TypeError(f'views must be callable, batch → list of views: got {type(views).__name__}')
         self.views = views
         self._given = dict(views=views, weight=weight, encoder=encoder, dl=dl, update_bn=update_bn, name=name,
-            share=share)
+            share=share, chunk=chunk)
         super().__init__(weight, encoder, dl, update_bn, name)
 
     @property
@@ -58,6 +62,14 @@ class ContrastiveCallback(TermCallback):
     def min_bs(self)->int: return self.objective.min_bs
 
     def __repr__(self): return written(self, repr(self.objective), **self._given)
+
+def _check_chunk(chunk, share):
+    if chunk is None: return
+    if isinstance(chunk, bool) or not isinstance(chunk, (int,np.integer)) or chunk<1:
+        raise ValueError('chunk is the number of images that pass through at a time, a whole number from 1: '
+            f'got {chunk!r}')
+    if share: raise ValueError("share=True takes the features of one pass of all images, and with chunk= there is none: "
+        'leave out one of the two')
 
 # %% ../nbs/terms/04_core.ipynb #1d6d532c
 @patch
@@ -115,6 +127,7 @@ def before_batch(self:ContrastiveCallback):
     new = self._order is None and self.dl is None and self.learn.training
     if new and self.objective.needs_ids: self._order = self.learn.dl._DataLoader__idxs
     TermCallback.before_batch(self)
+    self._cut_model()
     if self._inputs is None: return
     self.objective.check_batch(self._inputs, self._y) # Before the learner's pass, which moves batch norms
     if self.share: self._listen()
@@ -126,7 +139,6 @@ def _rows(self:ContrastiveCallback):
     dl,i,order = self.learn.dl,self.learn.iter,self._order
     if self.dl is not None: dl,i,order = self._fed,self._it.n-1,self._it.order
     return tensor(list(order[i*dl.bs:(i+1)*dl.bs]))
-
 
 # %% ../nbs/terms/04_core.ipynb #a3443f7f
 @patch
@@ -153,7 +165,8 @@ def compute(self:ContrastiveCallback,
     "The objective's loss for the views."
     obj,training = self.objective,self.learn.training
     if training: obj.pct_train,obj.epoch = self.pct,self.learn.epoch
-    with self._shared(inputs) as views, obj.held() if training else nullcontext(): return obj(self._enc, views, self._y)
+    with self._shared(inputs) as views, obj.held() if training else nullcontext(), self._in_portions(views[0]):
+        return obj(self._enc, views, self._y)
 
 @patch
 def follow(self:ContrastiveCallback):
@@ -208,6 +221,7 @@ def _unlisten(self:ContrastiveCallback):
 @patch
 def after_pred(self:ContrastiveCallback):
     self._unlisten()
+    self._cuts.close()
     TermCallback.after_pred(self)
 
 @patch
@@ -232,8 +246,38 @@ def _shared(self:ContrastiveCallback, views):
 @patch
 def _tidy(self:ContrastiveCallback):
     self._unlisten()
+    self._cuts.close()
     self._heard = None
     TermCallback._tidy(self)
+
+# %% ../nbs/terms/04_core.ipynb #139457c7
+@patch
+def _n_pieces(self:ContrastiveCallback, x, chunk):
+    "In how many pieces the images `x` go through; on all processes alike, whose batch norms wait for each other"
+    ns = row_counts(x)
+    return max(1, min(-(-max(ns)//chunk), *ns))
+
+@patch
+def _cut_model(self:ContrastiveCallback):
+    "Let the learner's own pass go through in pieces, until `after_pred`"
+    self._cuts.close()
+    terms = [c for c in self.learn._grab_cbs(ContrastiveCallback) if c.chunk]
+    if not terms or terms[0] is not self or self.alone and self.learn.training: return
+    m,x = self.learn.model,self.learn.xb[0]
+    k = self._n_pieces(x, min(c.chunk for c in terms))
+    self._cuts.enter_context(in_portions(m.module if _wraps(m)=='module' else m, k))
+
+@patch
+@contextmanager
+def _in_portions(self:ContrastiveCallback, x):
+    "Encoder and teacher take their images in as many pieces as `x`, a view, has to be in"
+    if not self.chunk: yield
+    else:
+        k,encs = self._n_pieces(x, self.chunk),[self._enc]
+        if hasattr(self.objective, 'ema'): encs.append(self.objective.ema.encoder)
+        with ExitStack() as s:
+            for o in encs: s.enter_context(in_portions(o, k, ('forward','both'), partial(unseen_by_hooks, o)))
+            yield
 
 # %% ../nbs/terms/04_core.ipynb #a152711f
 @patch
@@ -263,7 +307,7 @@ def load_state_dict(self:ContrastiveCallback,
 @patch
 def __deepcopy__(self:ContrastiveCallback, memo):
     r = ContrastiveCallback(deepcopy(self.objective, memo), deepcopy(self.views, memo), self.weight, self.encoder,
-        self.dl, self.update_bn, self._name, self.share)
+        self.dl, self.update_bn, self._name, self.share, self.chunk)
     r._given,r._later = self._given,deepcopy(self._later, memo)
     if id(self.learn) not in memo: r.objective.unbind()
     return self._copied(r, memo)
@@ -302,12 +346,13 @@ def contrastive_learner(
     pretrained:bool=False, # Start from published weights?
     cbs:Callback|list|None=None, # More callbacks
     metrics:list|None=None, # None that looks at predictions: there are none
+    chunk:int|None=None, # Images in the networks at a time, as for `ContrastiveCallback`
     **kwargs
 )->Learner: # `learn.model[0]` is the encoder
     "A `Learner` on the contrastive term alone: `train_loss` and `valid_loss` (same draws each time) are the term's."
     check_metrics(metrics)
     check_batches(dls.train)
-    cb = ContrastiveCallback(objective, views, update_bn=True)
+    cb = ContrastiveCallback(objective, views, update_bn=True, chunk=chunk)
     model = ViewsOnly(cb.objective.prepare(encoder_for(dls, arch, n_in, pretrained)))
     return Learner(dls, model, loss_func=TermOnly(), cbs=[cb, *L(cbs)], metrics=metrics, **kwargs)
 

@@ -18,6 +18,7 @@ not_equal = {}
 names = sorted(k for k,v in Objective.registry.items() if v.__module__.startswith('fastai_contrastive.'))
 each = pytest.mark.parametrize('name', names)
 besides = 'alone','task','labels'
+in_pieces = 'simclr','byol','timecontrastive' # Also through the networks in pieces, of which each process makes as many
 bs,lasts = 8,(5,2,8,1) # Images in each process's last batch
 settings = dict(n_neg=100, freeze=0, queue_start=0, momentum=.7, center_momentum=.5)
 
@@ -61,15 +62,15 @@ def own_dls(clips, i, n):
     dls.n_inp = 1
     return dls
 
-def learner(name, beside, dls, n, **kwargs):
+def learner(name, beside, dls, n, chunk=None, **kwargs):
     "A small one, the same at every call; its queue is full after one batch of all `n` processes"
     set_seed(7)
     obj = make(name, queue_size=bs*n, **settings)
     enc = obj.prepare(create_encoder(conv_body()))
     views = lambda x: two_views(x)[:obj.max_views or 2]
     kw = dict(opt_func=SGD, cbs=[Same(),Grads()], **kwargs)
-    if beside=='alone': return contrastive_learner(dls, enc, obj, views=views, **kw)
-    kw['cbs'] += [ContrastiveCallback(obj, views, weight=.5), *[OneFrame()]*(beside=='labels')]
+    if beside=='alone': return contrastive_learner(dls, enc, obj, views=views, chunk=chunk, **kw)
+    kw['cbs'] += [ContrastiveCallback(obj, views, weight=.5, chunk=chunk), *[OneFrame()]*(beside=='labels')]
     if beside=='labels': return finetune_learner(dls, enc, n_out=4, loss_func=joint_ce, metrics=[], **kw)
     return pretext_learner(dls, enc, OfFrames() if obj.takes=='clips' else ByPixels(), loss_func=joint_ce, metrics=[], **kw)
 
@@ -153,6 +154,7 @@ def _worker(i, n, port, d, imgs):
         for k in names:
             for o in besides: res[k,o] = outcome(learner(k, o, own_dls(is_clips(k), i, n), n), split=False)
         for k in ('simclr','pirl','moco'): res[k,'split'] = outcome(learner(k, 'labels', make_dls(n=16*n, bs=bs, size=32, n_valid=8), n))
+        for k in in_pieces: res[k,'pieces'] = outcome(learner(k, 'labels', own_dls(is_clips(k), i, n), n, chunk=3), split=False)
         res['fed'] = {k:_fed(k) for k in ('fastai','torch','batches','stream')}
         res['second'],res['parts'] = _second_loader(),_learner_parts()
         res['counts'] = row_counts(torch.zeros(i+1, 2))
@@ -194,6 +196,9 @@ def test_processes_are_one_with_the_joined_batch(two, name, beside):
     "Term, gradient and state, also where the batches are uneven"
     if name in not_equal: pytest.skip(not_equal[name])
     check_equal([o[name,beside] for o in two], one(name, beside, 2))
+
+@pytest.mark.parametrize('name', in_pieces)
+def test_pieces_of_processes(two, name): check_equal([o[name,'pieces'] for o in two], one(name, 'labels', 2))
 
 def test_state_moves():
     "What is compared above is not what it was at first: queue, centre, covariance, memory, teacher, counts"

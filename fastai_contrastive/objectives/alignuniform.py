@@ -8,6 +8,7 @@ __all__ = ['align_loss', 'uniform_loss', 'AlignUniform']
 # %% ../../nbs/objectives/04_alignuniform.ipynb #2f33cec8
 from fastai.vision.all import *
 from ..distributed import *
+from ..blocks import *
 from ..losses import _check_pair, _check_rows, _dots, _numbers, _unit
 from ..heads import *
 from ..core import *
@@ -39,7 +40,8 @@ def uniform_loss(
     _check_rows(z, 'uniform_loss', '(n, dim) embeddings')
     if len(z)<2:
         raise ValueError(f'uniform_loss needs (n, dim) embeddings of at least two images: got {tuple(z.shape)}')
-    z = _unit(z)
+    z,n = _unit(z),len(z)
+    if is_large(n, n): return row_lse(z*(2*t)**.5, period=n).logsumexp(0)-2*t-math.log(n*(n-1))
     i,j = torch.triu_indices(len(z), len(z), 1, device=z.device)
     return (2*t*(_dots(z, z)[i,j]-1)).logsumexp(0)-math.log(len(i))
 

@@ -9,6 +9,7 @@ __all__ = ['infomax_nce', 'AMDIM']
 from torch.utils.checkpoint import checkpoint
 from fastai.vision.all import *
 from ..distributed import *
+from ..blocks import *
 from ..losses import _check_places, _check_which, _full, _numbers
 from ..heads import *
 from ..views import *
@@ -42,7 +43,9 @@ def infomax_nce(
         raise ValueError(f'infomax_nce needs a row of k for each of q: got {len(k)} for {len(q)}; pass own')
     own = torch.arange(len(q), device=q.device) if own is None else own
     _check_which(own, len(q), 'infomax_nce needs own,')
-    args = _full(q),_full(k),own.long(),clip,reg
+    q,k,own,width = _full(q),_full(k),own.long(),q.shape[1]*k[...,0].numel()
+    if is_large(len(q), width): return mean_in_pieces(lambda q,own: _infomax(q, k, own, clip, reg), q, own, width=width)
+    args = q,k,own,clip,reg
     return checkpoint(_infomax, *args, use_reentrant=False, preserve_rng_state=False)
 
 # %% ../../nbs/objectives/19_amdim.ipynb #eb7851ab

@@ -9,6 +9,7 @@ __all__ = ['RowContext', 'patch_nce', 'one_channel', 'CPC']
 from torch.utils.checkpoint import checkpoint
 from fastai.vision.all import *
 from ..distributed import *
+from ..blocks import *
 from ..losses import _check_rows, _check_which, _dots, _full, _numbers, _shares, _wholes
 from ..memory import *
 from ..views import *
@@ -49,6 +50,9 @@ def patch_nce(
     _check_which(idx, len(pred), 'patch_nce needs idx,')
     if len(targets)<2:
         raise ValueError(f'patch_nce needs two patches at least, or there is nothing to tell apart: got {len(targets)}')
+    if is_large(len(pred), len(targets)):
+        p,t = scale*_full(pred),_full(targets)
+        return (row_lse(p, t)-(p*t[idx.long()]).sum(1)).mean()
     def _ce(p, t): return F.cross_entropy(scale*_dots(p, t), idx.long())
     return checkpoint(_ce, _full(pred), _full(targets), use_reentrant=False, preserve_rng_state=False)
 

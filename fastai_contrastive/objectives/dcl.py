@@ -8,6 +8,7 @@ __all__ = ['dcl', 'DCL', 'DCLW']
 # %% ../../nbs/objectives/01_dcl.ipynb #4aea729b
 from fastai.vision.all import *
 from ..distributed import *
+from ..blocks import *
 from ..losses import _check_pair, _dots, _numbers, _unit
 from ..heads import *
 from ..core import *
@@ -24,9 +25,10 @@ def dcl(
     _numbers(temp=temp, **({} if sigma is None else dict(sigma=sigma)))
     _check_pair(z1, z2, 'dcl')
     n,z = len(z1),_unit(torch.cat([z1,z2]))
-    own = torch.eye(n, dtype=torch.bool, device=z.device).repeat(2,2)
     pos = (z[:n]*z[n:]).sum(1)
     w = 1. if sigma is None else 2-n*(pos.detach()/sigma).softmax(0)
+    if is_large(2*n, 2*n): return row_lse(z/temp**.5, period=n).mean() - (w*pos).mean()/temp
+    own = torch.eye(n, dtype=torch.bool, device=z.device).repeat(2,2)
     return (_dots(z, z)/temp).masked_fill(own, -torch.inf).logsumexp(1).mean() - (w*pos).mean()/temp
 
 # %% ../../nbs/objectives/01_dcl.ipynb #2957b1a3

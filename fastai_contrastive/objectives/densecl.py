@@ -9,6 +9,7 @@ __all__ = ['dense_match', 'DenseCL']
 # %% ../../nbs/objectives/20_densecl.ipynb #dc36a307
 from fastai.vision.all import *
 from ..distributed import *
+from ..blocks import *
 from ..losses import *
 from ..losses import _check_places, _dots, _unit
 from ..heads import *
@@ -25,7 +26,8 @@ def dense_match(
     for shapes that do not fit."""
     _check_places(f, g, 'dense_match')
     if len(f)!=len(g): raise ValueError(f'dense_match needs two views of the same images: got {len(f)} and {len(g)}')
-    return _dots(_unit(f.detach()), _unit(g.detach())).argmax(2)
+    near = lambda f,g: _dots(_unit(f), _unit(g)).argmax(2)
+    return torch.cat(in_pieces(near, f.detach(), g.detach(), width=f.shape[1]*g.shape[1]))
 
 # %% ../../nbs/objectives/20_densecl.ipynb #a55a2076
 class DenseCL(Objective):

@@ -8,6 +8,7 @@ __all__ = ['nearest_in', 'NNCLR']
 # %% ../../nbs/objectives/02_nnclr.ipynb #a98e0efd
 from fastai.vision.all import *
 from ..distributed import *
+from ..blocks import *
 from ..losses import *
 from ..losses import _check_rows, _dots, _unit
 from ..heads import *
@@ -22,7 +23,8 @@ def nearest_in(
     "The nearest of `items` to each embedding, by cosine; raises `ValueError` for no rows, or rows of two widths."
     _check_rows(z, 'nearest_in', 'embeddings (n, dim)')
     _check_rows(items, 'nearest_in', 'items (size, dim)', z.shape[1])
-    return items[_dots(_unit(z.detach()), items.float()).argmax(1)]
+    near = lambda z: _dots(_unit(z), items.float()).argmax(1)
+    return items[torch.cat(in_pieces(near, z.detach(), width=len(items)))]
 
 class NNCLR(Objective):
     "InfoNCE with a view's nearest neighbour in a queue as the positive of the other view (arXiv 2104.14548)"

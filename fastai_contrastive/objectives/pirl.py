@@ -9,6 +9,7 @@ __all__ = ['pirl_nce', 'PIRL']
 # %% ../../nbs/objectives/07_pirl.ipynb #b7d81c56
 from fastai.vision.all import *
 from ..distributed import *
+from ..blocks import *
 from ..losses import _check_negatives, _dots, _numbers, _shape, _unit
 from ..heads import *
 from ..memory import *
@@ -33,6 +34,9 @@ def pirl_nce(
         kind = getattr(own, 'dtype', 'no tensor')
         raise ValueError(f'pirl_nce needs own as booleans, {shape}: got {_shape(own)}, {kind}')
     q,m,negatives = map(_unit, (q,m,negatives))
+    return mean_in_pieces(partial(_pirl_nce, negatives=negatives, temp=temp), q, m, own, width=len(negatives))
+
+def _pirl_nce(q, m, own, negatives, temp):
     sim = _dots(q, negatives)/temp
     if own is not None: sim = sim.masked_fill(own, -torch.inf)
     logp = torch.cat([(q*m).sum(1, keepdim=True)/temp, sim], 1).log_softmax(1)

@@ -8,6 +8,7 @@ __all__ = ['PlainFirst', 'ReSSL']
 # %% ../../nbs/objectives/08_ressl.ipynb #546e15f7
 from fastai.vision.all import *
 from ..distributed import *
+from ..blocks import *
 from ..losses import *
 from ..losses import _dots, _unit
 from ..heads import *
@@ -55,10 +56,18 @@ class ReSSL(Objective):
             raise ValueError(f'queue_size must hold the embeddings of a batch, {bs}: got {self.queue_size}; '
                 'raise queue_size or lower bs')
 
+    def relate(self,
+        items:Tensor, # What the queue holds, (queue_size, dim)
+        t:Tensor, # The teacher's embeddings, (n, dim)
+        *z:Tensor, # The student's of each strong view, (n, dim)
+    )->Tensor: # Scalar
+        "Cross-entropy of the student's relations to the queue with the teacher's, the mean over views and rows."
+        near = lambda o: _dots(_unit(o), items)
+        target = (near(t)/self.teacher_temp).softmax(1)
+        return sum(swapped_ce(near(o), target, self.temp) for o in z)/len(z)
+
     def loss(self, z, t, y):
         if self.training: self.fits_bs(sum(row_counts(t[0])))
-        near = lambda o: _dots(_unit(o), self.queue.items)
-        target = (near(t[0])/self.teacher_temp).softmax(1)
-        c = sum(swapped_ce(near(o), target, self.temp) for o in z)/len(z)
+        c = mean_in_pieces(partial(self.relate, self.queue.items), t[0], *z, width=self.queue_size)
         if self.training: self.queue.put(t[0])
         return own_mean(c, t[0])

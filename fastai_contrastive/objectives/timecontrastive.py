@@ -8,6 +8,7 @@ __all__ = ['time_nce', 'TimeContrastive']
 # %% ../../nbs/objectives/22_timecontrastive.ipynb #c92fe34c
 from fastai.vision.all import *
 from ..distributed import *
+from ..blocks import *
 from ..losses import _dots, _numbers, _unit
 from ..heads import *
 from ..views import *
@@ -30,16 +31,18 @@ def time_nce(
     _numbers(temp=temp)
     if not 1<=near<far:
         raise ValueError(f'near must be 1 or more and far more than that: got near={near}, far={far}')
-    z,same = _unit(z),clip[mine,None]==clip
-    apart = (time[mine,None]-time).abs()
-    partner = same & (apart<=near) & (apart>0)
-    negative = same & (apart>=far) | ~same & others
-    s = _dots(z[mine], z)/temp
-    n = s.masked_fill(~negative, -torch.inf).logsumexp(1, keepdim=True)
-    pairs = partner & negative.any(1, keepdim=True)
-    if not pairs.any(): raise ValueError('no frame has a partner and a negative: the clips have '
+    z = _unit(z)
+    def _pairs(q, c, t):
+        same,apart = c[:,None]==clip,(t[:,None]-time).abs()
+        partner = same & (apart<=near) & (apart>0)
+        negative = same & (apart>=far) | ~same & others
+        s = _dots(q, z)/temp
+        n = s.masked_fill(~negative, -torch.inf).logsumexp(1, keepdim=True)
+        return (torch.logaddexp(s, n)-s)[partner & negative.any(1, keepdim=True)]
+    costs = torch.cat(in_pieces(_pairs, z[mine], clip[mine], time[mine], width=len(z)))
+    if not len(costs): raise ValueError('no frame has a partner and a negative: the clips have '
         f'{int(time.max())+1} frames, and near={near}, far={far}, others={others}; take longer clips or a smaller far')
-    return (torch.logaddexp(s, n)-s)[pairs].mean()
+    return costs.mean()
 
 # %% ../../nbs/objectives/22_timecontrastive.ipynb #4b2c2578
 class TimeContrastive(Objective):
