@@ -68,8 +68,8 @@ def _check_chunk(chunk, share):
     if isinstance(chunk, bool) or not isinstance(chunk, (int,np.integer)) or chunk<1:
         raise ValueError('chunk is the number of images that pass through at a time, a whole number from 1: '
             f'got {chunk!r}')
-    if share: raise ValueError("share=True takes the features of one pass of all images, and with chunk= there is none: "
-        'leave out one of the two')
+    if share: raise ValueError('share=True takes the features of one pass of all images, and with chunk= there is '
+        'none: leave out one of the two')
 
 # %% ../nbs/terms/04_core.ipynb #1d6d532c
 @patch
@@ -178,6 +178,35 @@ def discard(self:ContrastiveCallback):
     "Forget what the objective noted since the last step."
     self.objective.discard()
 
+# %% ../nbs/terms/04_core.ipynb #139457c7
+@patch
+def _n_pieces(self:ContrastiveCallback, x, chunk):
+    "In how many pieces the images `x` go through; on all processes alike, whose batch norms wait for each other"
+    ns = row_counts(x)
+    return max(1, min(-(-max(ns)//chunk), *ns))
+
+@patch
+def _cut_model(self:ContrastiveCallback):
+    "Let the learner's own pass go through in pieces, until `after_pred`"
+    self._cuts.close()
+    terms = [c for c in self.learn._grab_cbs(ContrastiveCallback) if c.chunk]
+    if not terms or terms[0] is not self or self.alone and self.learn.training: return
+    m,x = self.learn.model,self.learn.xb[0]
+    k = self._n_pieces(x, min(c.chunk for c in terms))
+    self._cuts.enter_context(in_portions(m.module if _wraps(m)=='module' else m, k))
+
+@patch
+@contextmanager
+def _in_portions(self:ContrastiveCallback, x):
+    "Encoder and teacher take their images in as many pieces as `x`, a view, has to be in"
+    if not self.chunk: yield
+    else:
+        k,encs = self._n_pieces(x, self.chunk),[self._enc]
+        if hasattr(self.objective, 'ema'): encs.append(self.objective.ema.encoder)
+        with ExitStack() as s:
+            for o in encs: s.enter_context(in_portions(o, k, ('forward','both'), partial(unseen_by_hooks, o)))
+            yield
+
 # %% ../nbs/terms/04_core.ipynb #c0ffee22
 def _can_share(objective, dl):
     who = f'{objective.name}: share=True'
@@ -249,35 +278,6 @@ def _tidy(self:ContrastiveCallback):
     self._cuts.close()
     self._heard = None
     TermCallback._tidy(self)
-
-# %% ../nbs/terms/04_core.ipynb #139457c7
-@patch
-def _n_pieces(self:ContrastiveCallback, x, chunk):
-    "In how many pieces the images `x` go through; on all processes alike, whose batch norms wait for each other"
-    ns = row_counts(x)
-    return max(1, min(-(-max(ns)//chunk), *ns))
-
-@patch
-def _cut_model(self:ContrastiveCallback):
-    "Let the learner's own pass go through in pieces, until `after_pred`"
-    self._cuts.close()
-    terms = [c for c in self.learn._grab_cbs(ContrastiveCallback) if c.chunk]
-    if not terms or terms[0] is not self or self.alone and self.learn.training: return
-    m,x = self.learn.model,self.learn.xb[0]
-    k = self._n_pieces(x, min(c.chunk for c in terms))
-    self._cuts.enter_context(in_portions(m.module if _wraps(m)=='module' else m, k))
-
-@patch
-@contextmanager
-def _in_portions(self:ContrastiveCallback, x):
-    "Encoder and teacher take their images in as many pieces as `x`, a view, has to be in"
-    if not self.chunk: yield
-    else:
-        k,encs = self._n_pieces(x, self.chunk),[self._enc]
-        if hasattr(self.objective, 'ema'): encs.append(self.objective.ema.encoder)
-        with ExitStack() as s:
-            for o in encs: s.enter_context(in_portions(o, k, ('forward','both'), partial(unseen_by_hooks, o)))
-            yield
 
 # %% ../nbs/terms/04_core.ipynb #a152711f
 @patch

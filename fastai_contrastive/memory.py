@@ -92,7 +92,7 @@ def _move_stats(stats):
 
 @torch.no_grad()
 def _as_one_call(stats):
-    "Move the norms by what calls with parts of a batch noted, as one call with all of it; who holds them is told of that"
+    "Move the norms by what calls with parts of a batch noted, as one call with all of it, and tell who holds them"
     stats = {k:v for k,v in stats.items() if getattr(k[0], 'track_running_stats', True)}
     for (m,_),notes in stats.items():
         holder = next((f for norms,f in reversed(_holding) if m in norms), None)

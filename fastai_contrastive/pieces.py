@@ -20,8 +20,8 @@ def _cut(o, n, k):
     if isinstance(o, (tuple,list)): return [type(o)(p) for p in zip(*[_cut(v, n, k) for v in o])]
     if not isinstance(o, Tensor): return [o]*k
     if o.ndim and len(o)==n: return o.tensor_split(k)
-    raise ValueError(f'a batch of {n} rows cannot go through in {k} pieces: the network is also given a tensor of shape '
-        f'{tuple(o.shape)}, which has no row for each; leave out chunk=')
+    raise ValueError(f'a batch of {n} rows cannot go through in {k} pieces: the network is also given a tensor of '
+        f'shape {tuple(o.shape)}, which has no row for each; leave out chunk=')
 
 def _join(os, ns):
     "What the pieces, of `ns` rows, gave, as from one call"
@@ -39,7 +39,7 @@ def _norms_of(m):
     return [(o,_copies(o),{k:v for k,v in vars(o).items() if k=='track_running_stats'}) for o in with_stats(m)]
 
 class _Again:
-    "The second pass of a piece: norms are as they were at the first, and afterwards as they are now. May be entered again"
+    "A second pass: norms are as they were at the first, and afterwards as they are now. May be entered again"
     def __init__(self, kept, quiet): self.kept,self.quiet = kept,quiet
     def __enter__(self):
         self.was,self.hush = [(dict(o._buffers),{k:vars(o)[k] for k in v}) for o,_,v in self.kept],self.quiet()

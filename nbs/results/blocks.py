@@ -1,10 +1,10 @@
 r"""What do the losses of large batches take of memory and time, in blocks and with the whole matrix of similarities?
 
-Forward and backward on `n` embeddings (two views of half as many images), on one thread or as many as OMP_NUM_THREADS says.
-Each measurement is a process of its own: the peak is the highest resident memory that the system saw (VmHWM), less what was there
-before. The two ways take turns, `times` times; kept is the best time of each, and the ratio of the best. Both are held
-against 64 bits, computed a few rows at a time: largest difference of the loss over the loss, and of the gradient over its
-largest entry.
+Forward and backward on `n` embeddings (two views of half as many images), on one thread or as many as OMP_NUM_THREADS
+says. Each measurement is a process of its own: the peak is the highest resident memory that the system saw (VmHWM),
+less what was there before. The two ways take turns, `times` times; kept is the best time of each, and the ratio of
+the best. Both are held against 64 bits, computed a few rows at a time: largest difference of the loss over the loss,
+and of the gradient over its largest entry.
 
     OMP_NUM_THREADS=1 python nbs/results/blocks.py
 """
@@ -46,7 +46,8 @@ def measure(name, limit, n, dim, exact):
     torch.manual_seed(0)
     a = torch.randn(n//2, dim)
     z,y,temp = torch.cat([a, a+torch.randn(n//2, dim)]),(torch.arange(n//2)//10).repeat(2),.2
-    f = dict(nt_xent=lambda z: nt_xent(*z.chunk(2), temp), dcl=lambda z: dcl(*z.chunk(2), temp), sup_con=lambda z: sup_con(z, y, temp))[name]
+    f = dict(nt_xent=lambda z: nt_xent(*z.chunk(2), temp), dcl=lambda z: dcl(*z.chunk(2), temp),
+        sup_con=lambda z: sup_con(z, y, temp))[name]
     def go(z):
         z = z.clone().requires_grad_()
         l = f(z)

@@ -1,8 +1,8 @@
 r"""What does a large batch in pieces (`chunk`) take of memory and time, beside the plain large batch and a small one?
 
-SimCLR at 32 px on a small ResNet without batch norm. Each case is a process of its own on one thread; the peak is the highest
-resident memory that the system saw (VmHWM) during the steps, less what was there before, and `per_image` the best step's
-time for an image, both of training alone (the views are made, but of images that are in memory).
+SimCLR at 32 px on a small ResNet without batch norm. Each case is a process of its own on one thread; the peak is the
+highest resident memory that the system saw (VmHWM) during the steps, less what was there before, and `per_image` the
+best step's time for an image, both of training alone (the views are made, but of images that are in memory).
 
     OMP_NUM_THREADS=1 python nbs/results/gradcache.py
 """
