@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cache_version', 'PixelCache', 'cache_settings', 'cache_folder', 'pixel_cache', 'remove_caches']
 
-# %% ../nbs/data/02_cache.ipynb #5cb5e95c
+# %% ../nbs/data/02_cache.ipynb #d451f17f
 import json, os, shutil, zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +21,7 @@ from .paths import *
 from .images import *
 from .images import _check_range, _load, _name
 
-# %% ../nbs/data/02_cache.ipynb #d9114a65
+# %% ../nbs/data/02_cache.ipynb #47e938de
 def _only_square(im, crop):
     "The square of `im` if there is only one that `crop` can cut, at its final size; else `im`"
     (W,H),s = im.size,crop.size[0]
@@ -39,7 +39,7 @@ def _decoded(files, size, value_range, square):
         res.append((im.tobytes(), *im.size, note))
     return res
 
-# %% ../nbs/data/02_cache.ipynb #736239e1
+# %% ../nbs/data/02_cache.ipynb #0c9d96b7
 def _by_processes(f, pieces, n_workers, start=None):
     "`f` of each of `pieces` in their order, by several processes"
     if n_workers<2:
@@ -54,7 +54,7 @@ def _by_processes(f, pieces, n_workers, start=None):
         while ahead: yield ahead.popleft().result()
     finally: ex.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/data/02_cache.ipynb #c93c7ba4
+# %% ../nbs/data/02_cache.ipynb #15970536
 cache_version = 1
 _magic = b'pixels%02d' % cache_version
 
@@ -116,7 +116,7 @@ class PixelCache:
         a,w,h = self.at[i],int(self.width[i]),int(self.height[i])
         return PILImage(Image.frombuffer('RGB', (w,h), self.flat[a:a+3*w*h], 'raw', 'RGB', 0, 1))
 
-# %% ../nbs/data/02_cache.ipynb #c65b39b5
+# %% ../nbs/data/02_cache.ipynb #7b137156
 @patch
 def rows_of(self:PixelCache,
     files:list, # Paths
@@ -133,7 +133,7 @@ def rows_of(self:PixelCache,
         if os.path.abspath(files[int(i)])!=str(self.files[int(res[i])]): res[i] = -1
     return res
 
-# %% ../nbs/data/02_cache.ipynb #f03315ac
+# %% ../nbs/data/02_cache.ipynb #94236fe3
 def _stats(files):
     "Size and time of each file, (n, 2); -1 for one that is not there"
     res = np.full((len(files),2), -1, np.int64)
@@ -172,7 +172,7 @@ def cache_settings(
     return dict(version=cache_version, size=size, value_range=value_range and list(value_range), square=square,
         pillow=PIL.__version__, jpeg=str(features.version('jpg')))
 
-# %% ../nbs/data/02_cache.ipynb #fa4a86ca
+# %% ../nbs/data/02_cache.ipynb #ae5f4b7f
 def cache_folder()->Path:
     "Where caches lie if no folder is said: `pixels` in fastai's data folder."
     return fastai_path('data')/'pixels'
@@ -216,7 +216,7 @@ def _build(path, files, stats, settings, n_workers, pbar, start):
                       'or pass cache= another folder, or leave it out') from e
     return PixelCache(path)
 
-# %% ../nbs/data/02_cache.ipynb #7a4df0c2
+# %% ../nbs/data/02_cache.ipynb #c70f8b4e
 def _at_hand(path, files, settings, stats):
     "The cache in `path` if it is true of `files`, and why not"
     if not path.exists(): return None,''
@@ -252,7 +252,7 @@ def pixel_cache(
     say(f'decoded {len(res)} images once: {res.nbytes/1e6:.1f} MB in {path}')
     return res
 
-# %% ../nbs/data/02_cache.ipynb #b5a3c147
+# %% ../nbs/data/02_cache.ipynb #023dd21f
 def remove_caches(
     folder:str|Path|None=None, # `cache_folder()` if None
 )->int: # Bytes that are free now

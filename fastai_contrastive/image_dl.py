@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cut_and_resize', 'columns_first', 'ImageDL', 'check_cache', 'with_pixels']
 
-# %% ../nbs/data/03_image_dl.ipynb #f969cf94
+# %% ../nbs/data/03_image_dl.ipynb #ae2ee083
 import os, random, zlib
 from functools import lru_cache as cache_calls
 from fastai.vision.all import *
@@ -14,7 +14,7 @@ from .images import *
 from .images import _Import
 from .cache import *
 
-# %% ../nbs/data/03_image_dl.ipynb #0df04b96
+# %% ../nbs/data/03_image_dl.ipynb #52e5fe26
 def _taps(w, size):
     "First pixel (n, size) and weights (n, size, taps) with which Pillow takes `w` (n,) pixels to `size`"
     scale = w.double()/size
@@ -73,7 +73,7 @@ def columns_first(
     args = torch.from_numpy(a).flatten(),tensor([0]),tensor([w]),tensor([[w,h]]),size,(w,h)
     return next((o for o in (False,True) if torch.equal(cut_and_resize(*args, o)[0], want)), None)
 
-# %% ../nbs/data/03_image_dl.ipynb #b94e2f44
+# %% ../nbs/data/03_image_dl.ipynb #6141132e
 def _free(device):
     "Bytes of memory that are free; None where that is not to be known"
     if device.type=='cuda': return torch.cuda.mem_get_info(device)[0]
@@ -96,7 +96,7 @@ def on(self:PixelCache,
     self._on[str(device)] = res
     return res
 
-# %% ../nbs/data/03_image_dl.ipynb #03c4fcf4
+# %% ../nbs/data/03_image_dl.ipynb #dceca483
 def _plain_ds(ds):
     "The `Datasets` that `ds` is or looks into, and which of its items it has (None: all)"
     inner = vars(ds).get('ds') if hasattr(ds, '__dict__') else None
@@ -123,7 +123,7 @@ def _folder_labels(ds):
     first[ids[::-1]] = np.arange(len(ids))[::-1]
     return np.array([int(ds.tls[1][int(i)]) for i in first])[ids]
 
-# %% ../nbs/data/03_image_dl.ipynb #441004af
+# %% ../nbs/data/03_image_dl.ipynb #d9af4b01
 class _Known:
     "A class of ours that is unpickled as `alt` where it cannot be imported"
     def __init__(self, cls, alt): self.cls,self.alt = cls,alt
@@ -176,7 +176,7 @@ def _opened(opens):
     r = opens.value_range
     return dict(size=opens.size, value_range=None if r is None else list(r))
 
-# %% ../nbs/data/03_image_dl.ipynb #16886f4c
+# %% ../nbs/data/03_image_dl.ipynb #9b749879
 @patch
 def create_item(self:ImageDL, s):
     way,s = self._way,s or 0
@@ -258,7 +258,7 @@ def _cut_each(self:ImageDL, crop, rows, boxes):
     for r,(*crop.box,crop.mirror) in zip(rows, boxes): res.append(crop.encodes(self.cache.image(r)))
     return torch.stack([o.as_subclass(Tensor) for o in res]).to(self.device or 'cpu')
 
-# %% ../nbs/data/03_image_dl.ipynb #cbba7809
+# %% ../nbs/data/03_image_dl.ipynb #0f1694e2
 @patch
 def get_idxs(self:ImageDL):
     if not self.indexed or self.n is None or self.n<compact_from or 'shuffle_fn' in vars(self):
@@ -272,7 +272,7 @@ def sample(self:ImageDL):
     bs,step = self.bs or 1,(self.bs or 1)*self.num_workers
     return (o for i in range(self.offs*bs, len(idxs), step) for o in idxs[i:i+bs].tolist())
 
-# %% ../nbs/data/03_image_dl.ipynb #90ab2e74
+# %% ../nbs/data/03_image_dl.ipynb #0c703b7c
 def check_cache(
     cache:object, # What was given as `cache=`
     item_tfms:object=None, # Transforms of one picture, if there are any
