@@ -1054,6 +1054,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'fastai_contrastive/image_dl.py'),
                                              'fastai_contrastive.image_dl._asked': ( 'data/image_dl.html#_asked',
                                                                                      'fastai_contrastive/image_dl.py'),
+                                             'fastai_contrastive.image_dl._columns_first': ( 'data/image_dl.html#_columns_first',
+                                                                                             'fastai_contrastive/image_dl.py'),
                                              'fastai_contrastive.image_dl._cut': ( 'data/image_dl.html#_cut',
                                                                                    'fastai_contrastive/image_dl.py'),
                                              'fastai_contrastive.image_dl._folder_labels': ( 'data/image_dl.html#_folder_labels',

@@ -190,7 +190,8 @@ def _write_pixels(path, files, stats, settings, n_workers, pbar, start):
             for k,(b,w,h,note) in zip(ks, o):
                 dims[:,k] = at,w,h
                 at += out.write(b)
-                if note and not said: said = f'{_name(files[k])}: {note}. If there are more like it, they are not named.'
+                if not note or said: continue
+                said = f'{_name(files[k])}: {note}. If there are more like it, they are not named.'
         _write_end(out, at, _index_of(files, stats, dims, settings))
     if said: warn(said)
 
@@ -236,7 +237,7 @@ def pixel_cache(
     start:str|None=None, # How processes are started: 'fork', 'spawn'; the system's way if None
     **kwargs # For `cache_settings`
 )->PixelCache:
-    "The pixels of `files`, decoded now if need be. Raises `OSError` for a full disk, and for images as `load_rgb` does."
+    "The pixels of `files`, decoded now if need be. Raises `OSError` for a full disk, for images as `load_rgb`."
     settings,folder = cache_settings(**kwargs),Path(ifnone(folder, cache_folder())).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     crc = zlib.crc32(json.dumps([asked, *(settings[k] for k in ('size','value_range','square'))]).encode())

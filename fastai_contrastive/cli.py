@@ -80,8 +80,8 @@ _terms = Annotated[term_weights, 'More terms and their weights (simclr=.5,rotati
 _term_args = Annotated[term_settings, 'Settings of those terms: name.key=value,name.key=value (simclr.temp=.2)']
 _unlabelled = Annotated[str, 'Folder of images that feed the terms, searched as that of --data: of one with train/ '
                         'and unsup/ these two; the images that are trained on if not given']
-_cache = Annotated[str, 'Decode every image once: in fastai\'s data folder, in a folder that is named, or, if device is '
-                   'said, in the memory of the GPU. The same is computed', dict(nargs='?', const=True)]
+_cache = Annotated[str, 'Decode every image once: in fastai\'s data folder, in a folder that is named, or, if device '
+                   'is said, in the memory of the GPU. The same is computed', dict(nargs='?', const=True)]
 _restart = Annotated[bool, 'Begin anew, where a run of that name was broken off or is finished?']
 _minutes = Annotated[float, 'Save the whole state every so many minutes, and after each epoch; the same command again '
                      'goes on from there']

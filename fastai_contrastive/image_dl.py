@@ -7,7 +7,7 @@ __all__ = ['cut_and_resize', 'columns_first', 'ImageDL', 'check_cache', 'with_pi
 
 # %% ../nbs/data/03_image_dl.ipynb #ae2ee083
 import os, random, zlib
-from functools import lru_cache as cache_calls
+from functools import lru_cache
 from fastai.vision.all import *
 from .paths import *
 from .images import *
@@ -61,13 +61,16 @@ def cut_and_resize(
     x = _pass(lambda o: x.gather(2, o[:,None,:,None].expand(-1, size, -1, 3)), h, size, n_h)
     return x.permute(*((0,3,1,2) if columns_first else (0,3,2,1))).to(torch.uint8).contiguous()
 
-@cache_calls(None)
 def columns_first(
     w:int, # Pixels, of a box
     h:int, # Pixels
     size:int, # Pixels that it is resized to
 )->bool|None: # None: this Pillow resizes in another way
     "Does Pillow resize such a box along its columns first? It is asked, with noise, once for each size."
+    return _columns_first(w, h, size)
+
+@lru_cache(None)
+def _columns_first(w, h, size):
     a = np.random.default_rng(0).integers(0, 256, (h,w,3), dtype=np.uint8)
     want = torch.tensor(np.array(Image.fromarray(a).resize((size,size), Image.BILINEAR))).permute(2,0,1)
     args = torch.from_numpy(a).flatten(),tensor([0]),tensor([w]),tensor([[w,h]]),size,(w,h)
@@ -89,8 +92,8 @@ def on(self:PixelCache,
     if str(device) in self._on: return self._on[str(device)]
     free = _free(device)
     if free is not None and self.nbytes>.9*free:
-        raise ValueError(f"cache='device' would take {self.nbytes/1e9:.2f} GB of {device}, where {free/1e9:.2f} GB are free: "
-                         'pass cache=True, which leaves the pixels on the disk')
+        raise ValueError(f"cache='device' would take {self.nbytes/1e9:.2f} GB of {device}, where {free/1e9:.2f} GB are "
+                         'free: pass cache=True, which leaves the pixels on the disk')
     res = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
     for i in range(0, self.nbytes, 2**28): res[i:i+2**28] = torch.from_numpy(np.array(self.flat[i:i+2**28]))
     self._on[str(device)] = res

@@ -48,7 +48,7 @@ def _down(o, d, home, seen):
     return o.path,home,seen
 
 def _walk(d):
-    "Images of each folder below `d`; `home`: where the link lies that led here, `seen`: the folders below that link so far"
+    "Images of each folder below `d`; `home`: where the link lies that led here, `seen`: folders below that link"
     todo,res,n = [(d,None,None)],{},0
     while todo:
         d,home,seen = todo.pop()
