@@ -50,8 +50,8 @@ def main(n):
     forked = q.get()
     p.join()
     return dict(kind='millions', n=n, bytes_a_file=round(ps.nbytes/n, 1), peak_mb=round(peak()), before_mb=round(base),
-        made_s=round(t_made, 1), reordered_s=round(t_mixed, 1), shuffled_s=round(t_order, 1), folders_s=round(t_folders, 2),
-        forked_mb=round(forked, 1))
+        made_s=round(t_made, 1), reordered_s=round(t_mixed, 1), shuffled_s=round(t_order, 1),
+        folders_s=round(t_folders, 2), forked_mb=round(forked, 1))
 
 if __name__=='__main__':
     n = int(sys.argv[1]) if len(sys.argv)>1 else 10_000_000
