@@ -19,8 +19,11 @@ from fastai_contrastive.balance import *
 from fastai_contrastive.decoder import *
 from fastai_contrastive.tokens import *
 from fastai_contrastive.masks import *
+from fastai_contrastive.paths import *
 from fastai_contrastive.drawn import *
 from fastai_contrastive.images import *
+from fastai_contrastive.cache import *
+from fastai_contrastive.image_dl import *
 from fastai_contrastive.data import *
 from fastai_contrastive.clips import *
 from fastai_contrastive.passage import *

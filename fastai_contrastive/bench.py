@@ -162,16 +162,19 @@ def bench_rows(
     num_workers:int=0, # Loading processes
     threads:int=0, # torch's threads; as they are if 0
     precision:str='fp32', # As for `PassPrecision`
+    cache:bool|str|Path=False, # As for `unlabeled_dls`
     report:Callable=noop, # Called with each row as it comes
 )->list: # Rows as of `bench_case`, with the settings and where they were run
     "Every case, one after another; raises `ValueError` before the first for what is wrong with any of them."
     check_numbers(size=size, bs=bs, n=n, repeats=repeats, num_workers=num_workers, threads=threads)
     for c in cases: split_case(c)
     PassPrecision(precision)
-    kw = dict(data=data, size=size, arch=arch, arch_args=arch_args, bs=bs, num_workers=num_workers, precision=precision)
+    kw = dict(data=data, size=size, arch=arch, arch_args=arch_args, bs=bs, num_workers=num_workers, precision=precision,
+        cache=cache)
     rows,was = [],torch.get_num_threads()
     if threads: torch.set_num_threads(threads)
-    settings = {**kw, 'kind':'bench', 'data':str(data), 'arch_args':arch_args or {}, 'threads':torch.get_num_threads()}
+    settings = {**kw, 'kind':'bench', 'data':str(data), 'arch_args':arch_args or {}, 'threads':torch.get_num_threads(),
+        'cache':cache if isinstance(cache, bool) or cache=='device' else str(cache)}
     try:
         for c in cases:
             rows.append({**settings, **bench_case(c, n, repeats, **kw), **provenance()})

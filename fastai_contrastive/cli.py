@@ -80,6 +80,8 @@ _terms = Annotated[term_weights, 'More terms and their weights (simclr=.5,rotati
 _term_args = Annotated[term_settings, 'Settings of those terms: name.key=value,name.key=value (simclr.temp=.2)']
 _unlabelled = Annotated[str, 'Folder of images that feed the terms, searched as that of --data: of one with train/ '
                         'and unsup/ these two; the images that are trained on if not given']
+_cache = Annotated[str, 'Decode every image once: in fastai\'s data folder, in a folder that is named, or, if device '
+                   'is said, in the memory of the GPU. The same is computed', dict(nargs='?', const=True)]
 _restart = Annotated[bool, 'Begin anew, where a run of that name was broken off or is finished?']
 _precision = Annotated[str, 'Of the encoder\'s passes: fp32, bf16, or auto, which measures where the hardware has bf16']
 _minutes = Annotated[float, 'Save the whole state every so many minutes, and after each epoch; the same command again '
@@ -130,6 +132,7 @@ def pretrain(
     knn:_knn=None,
     skip_bad:bool=False, # Read every file first, and leave out those that cannot be read?
     num_workers:int=None, # Loading processes; fastai's choice if not given
+    cache:_cache=False,
     out:str='pretrained.safetensors', # Weights file; the row goes beside it as .json, an unfinished run's state as .run
     restart:_restart=False,
     minutes:_minutes=10.,
@@ -140,7 +143,7 @@ def pretrain(
     r = Recipe(data, size, bs, arch, arch_args or {}, task, task_args or {}, objective, objective_args or {},
         views_args or {}, weight, epochs, lr, wd, seed, with_val, terms or {}, term_args or {}, unlabelled,
         precision)
-    out,kw = out_file(out, '.safetensors'),dict(num_workers=num_workers, skip_bad=skip_bad)
+    out,kw = out_file(out, '.safetensors'),dict(num_workers=num_workers, skip_bad=skip_bad, cache=cache)
     cbs = [Lines(), StopOnDivergence()]
     if knn is not None:
         labelled = labelled_dls(data_path(data, size), size, bs, **kw)
@@ -193,6 +196,7 @@ def finetune(
     unlabelled:_unlabelled=None,
     skip_bad:bool=False, # Read every file first, and leave out those that cannot be read?
     num_workers:int=None, # Loading processes; fastai's choice if not given
+    cache:_cache=False,
     out:str=None, # File of the row, the classifier's weights beside it as .pth; ENCODER.finetune.json if not given
     restart:_restart=False,
     minutes:_minutes=10.,
@@ -202,7 +206,7 @@ def finetune(
     check_numbers(size=size, pct=pct, epochs=epochs, lr=lr, wd=wd, bs=bs, seed=seed, num_workers=num_workers,
         minutes=minutes)
     _check_arch(encoder, arch)
-    out,kw = _row_file(out, encoder, 'finetune'),dict(skip_bad=skip_bad, num_workers=num_workers)
+    out,kw = _row_file(out, encoder, 'finetune'),dict(skip_bad=skip_bad, num_workers=num_workers, cache=cache)
     kw = dict(terms=terms, term_args=term_args, unlabelled=unlabelled, restart=restart, minutes=minutes, **kw)
     kw.update(precision=precision)
     kw.update(cbs=[Lines(), StopOnDivergence()], resume=True)
@@ -223,12 +227,13 @@ def evaluate(
     arch:str=None, # Stop if the weights are not of this arch
     skip_bad:bool=False, # Read every file first, and leave out those that cannot be read?
     num_workers:int=None, # Loading processes; fastai's choice if not given
+    cache:_cache=False,
     out:str=None, # File of the row; ENCODER.eval.json if not given
 ):
     "Judge a frozen encoder by nearest neighbours and a linear probe: labels of train/, accuracy on val/."
     check_numbers(size=size, bs=bs, k=K, C=C, num_workers=num_workers)
     _check_arch(encoder, arch)
-    out,kw = _row_file(out, encoder, 'eval'),dict(skip_bad=skip_bad, num_workers=num_workers)
+    out,kw = _row_file(out, encoder, 'eval'),dict(skip_bad=skip_bad, num_workers=num_workers, cache=cache)
     row = recipes.evaluate(encoder, data, out, size, bs, K, pbar=is_terminal(), C=C, **kw)
     _say(row, out, knn=row['knn'], linear=row['linear'])
     for k,why in row.get('missing', {}).items(): warn(f'no {k}: {why}')
@@ -252,6 +257,7 @@ def bench(
     n:int=10, # Steps a block
     repeats:int=5, # Pairs of blocks; the median of their ratios counts
     num_workers:int=0, # Loading processes
+    cache:_cache=False,
     threads:int=0, # torch's threads; its own choice if 0
     precision:_precision='fp32',
     out:str='bench.json', # File of the rows
@@ -267,7 +273,7 @@ def bench(
         write_row(rows, out)
         print(f"{row['case']:20}"+''.join(f'{row[o]:10}' for o in _bench_cols), flush=True)
     with on_interrupt(lambda: _measured(rows, cases, out)):
-        bench_rows(cases, data, size, arch, arch_args, bs, n, repeats, num_workers, threads, precision,
+        bench_rows(cases, data, size, arch, arch_args, bs, n, repeats, num_workers, threads, precision, cache,
             report=_report)
     print('limit, learner: images/s of the passes alone and of training steps; ratio: of the two;\n'
           f'waiting: share of a step spent on getting its batch\nrows: {out}')

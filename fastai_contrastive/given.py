@@ -257,7 +257,7 @@ def term_cbs(
     return [kind(o)(o, weight=w, dl=dl, **kwargs) for o,w in parts]
 
 # %% ../nbs/runs/02_given.ipynb #b22b86fe
-_of_files = 'num_workers','skip_bad','device','norm','value_range'
+_of_files = 'num_workers','skip_bad','device','norm','value_range','cache'
 
 def unlabelled_dl(
     folder:str|Path|None, # As for `data_path`; None gives None

@@ -90,7 +90,7 @@ def _from_first(idxs, device):
     "The first process's whole numbers, of which each has as many"
     t = torch.tensor(idxs, device=ifnone(device, _device()))
     dist.broadcast(t, 0)
-    return t.tolist()
+    return t.cpu().numpy()
 
 @cache
 def _share_class():
@@ -101,6 +101,15 @@ def _share_class():
     class OwnShare(DistributedDL):
         "fastai's `DistributedDL` for any device, with the number of batches that it gives"
         def _broadcast(self, t, rank): return _from_first(t, self.dl.device)
+        def sample(self): return map(int, super().sample())
+        def get_idxs(self):
+            idxs = self.dl.get_idxs()
+            big = isinstance(idxs, ndarray)
+            idxs = self._broadcast(idxs if big else list(idxs), 0)
+            self.n,k = len(idxs),math.ceil(len(idxs)/self.world_size)
+            self.n_padded = k*self.world_size
+            res = np.resize(idxs, self.n_padded)[self.rank*k:(self.rank+1)*k]
+            return res if big else res.tolist()
         def __len__(self):
             n = math.ceil(self.dl.n/self.world_size)
             return n//self.bs if self.drop_last else math.ceil(n/self.bs)

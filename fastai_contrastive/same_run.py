@@ -11,6 +11,7 @@ from fastai.vision.all import *
 from fastai.callback.schedule import ParamScheduler
 from .encoder import unwrap_model
 from .passage import _inner
+from .paths import *
 from .precision import *
 from .term import *
 from .run_state import plain_state
@@ -44,10 +45,11 @@ def digest(
     items = getattr(ds, 'items', None)
     n = len(ds) if hasattr(ds, '__len__') else None
     if items is None or not len(items) or not all(isinstance(o, Path) for o in items): return dict(n=n)
-    items = [o.absolute() for o in items]
-    root = os.path.commonpath([o.parent for o in items])
-    said = [f'{os.path.relpath(o, root)} {os.stat(o).st_size}' for o in items]
-    crc = zlib.crc32('\n'.join(said).encode(errors='surrogateescape'))
+    root = os.path.commonpath([o.absolute() for o in folders_of(items)[0]])
+    crc = 0
+    for i,o in enumerate(items):
+        said = f'{os.path.relpath(o.absolute(), root)} {os.stat(o).st_size}'
+        crc = zlib.crc32(('\n'*(i>0)+said).encode(errors='surrogateescape'), crc)
     return {'n':n, 'names, sizes and order':f'{crc:08x}'}
 
 # %% ../nbs/runs/05_same_run.ipynb #0933efd0
