@@ -6,22 +6,22 @@
 __all__ = ['Costs', 'max_epochs', 'tune_schedule', 'plan_seconds', 'plan_total', 'fit_plan', 'say_time', 'time_steps',
            'time_looks']
 
-# %% ../../nbs/report/01_plan.ipynb #49c161e4
+# %% ../../nbs/report/01_plan.ipynb #31951d63
 import itertools, time
 from fastai.vision.all import *
 from .folder import *
 
-# %% ../../nbs/report/01_plan.ipynb #eb7866cb
+# %% ../../nbs/report/01_plan.ipynb #8a58eec7
 def tune_schedule(
     n:int, # Labels
     steps:int, # Wanted
-    bs:int=64, # Images a batch, at most
+    bs:int=64, # Images a batch, at most; 64 are enough
 )->tuple: # Images a batch, epochs
     "Batch and epochs of a fine-tuning with `n` labels: about `steps` steps, or `steps/40` epochs where these are more."
-    bs = min(bs, 2**int(math.log2(max(8, n/4))))
+    bs = min(bs, 64, 2**int(math.log2(max(8, n/4))))
     return bs,max(1, round(steps/max(1, n//bs)), round(steps/40))
 
-# %% ../../nbs/report/01_plan.ipynb #80d9c0ac
+# %% ../../nbs/report/01_plan.ipynb #a4b8744e
 Costs = namedtuple('Costs', 'rows tune look probe')
 Costs.__doc__ = "Seconds an image: of training each row (by name), of fine-tuning, of a look without training; of the probe"
 _per_epoch,_per_run = .25,1.5
@@ -54,7 +54,7 @@ def plan_total(
     seed = sum(s['pretrain'].values())+judged*s['judge']+tuned*(s['choose']/p['n_lrs']+sum(s['tune'].values()))
     return p['seeds']*seed + tuned*s['choose']*(1-1/p['n_lrs'])
 
-# %% ../../nbs/report/01_plan.ipynb #23ed3b12
+# %% ../../nbs/report/01_plan.ipynb #dcf9ed43
 _levels = (3,20),(3,8),(3,3),(2,3),(2,1),(1,1)
 max_epochs = 200
 
@@ -104,14 +104,14 @@ def fit_plan(
     p = dict(next(filter(fits, more), p), n_lrs=n_lrs)
     return {**p, 'seconds':round(total(p), 1)}
 
-# %% ../../nbs/report/01_plan.ipynb #a0c97629
+# %% ../../nbs/report/01_plan.ipynb #e8a5fa67
 def say_time(
     s:float, # Seconds
 )->str: # `40 s`, `12 min`, `3.5 h`
     "A length of time for a person."
     return f'{s:.0f} s' if s<90 else f'{s/60:.0f} min' if s<5400 else f'{s/3600:.1f} h'
 
-# %% ../../nbs/report/01_plan.ipynb #76446ded
+# %% ../../nbs/report/01_plan.ipynb #ae490608
 class _Steps(Callback):
     "Note when each step ends, and stop after `n`"
     def __init__(self, n): self.n,self.at = n,[]
