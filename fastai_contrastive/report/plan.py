@@ -6,12 +6,12 @@
 __all__ = ['Costs', 'max_epochs', 'tune_schedule', 'plan_seconds', 'plan_total', 'fit_plan', 'say_time', 'time_steps',
            'time_looks']
 
-# %% ../../nbs/report/01_plan.ipynb #31951d63
+# %% ../../nbs/report/01_plan.ipynb #0778172c
 import itertools, time
 from fastai.vision.all import *
 from .folder import *
 
-# %% ../../nbs/report/01_plan.ipynb #8a58eec7
+# %% ../../nbs/report/01_plan.ipynb #e0e23df0
 def tune_schedule(
     n:int, # Labels
     steps:int, # Wanted
@@ -21,7 +21,7 @@ def tune_schedule(
     bs = min(bs, 64, 2**int(math.log2(max(8, n/4))))
     return bs,max(1, round(steps/max(1, n//bs)), round(steps/40))
 
-# %% ../../nbs/report/01_plan.ipynb #a4b8744e
+# %% ../../nbs/report/01_plan.ipynb #ddb6ac7b
 Costs = namedtuple('Costs', 'rows tune look probe')
 Costs.__doc__ = "Seconds an image: of training each row (by name), of fine-tuning, of a look without training; of the probe"
 _per_epoch,_per_run = .25,1.5
@@ -54,7 +54,7 @@ def plan_total(
     seed = sum(s['pretrain'].values())+judged*s['judge']+tuned*(s['choose']/p['n_lrs']+sum(s['tune'].values()))
     return p['seeds']*seed + tuned*s['choose']*(1-1/p['n_lrs'])
 
-# %% ../../nbs/report/01_plan.ipynb #dcf9ed43
+# %% ../../nbs/report/01_plan.ipynb #5d7c7d3d
 _levels = (3,20),(3,8),(3,3),(2,3),(2,1),(1,1)
 max_epochs = 200
 
@@ -67,11 +67,11 @@ def _thinner(shares, fixed):
     yield [shares[0], *[mid]*(mid not in (shares[0],shares[-1])), shares[-1]]
     yield [o for o in shares if o<=mid]
 
-def _wishes(shares, seeds, epochs, fixed):
+def _wishes(shares, seeds, epochs, fixed, steps):
     for s,e in _levels:
         s = ifnone(seeds, s)
         for sh in _thinner(shares, fixed):
-            for steps in (400,200,100): yield dict(seeds=s, epochs=ifnone(epochs, e), shares=sh, steps=steps)
+            for t in [steps] if steps else (400,200,100): yield dict(seeds=s, epochs=ifnone(epochs, e), shares=sh, steps=t)
 
 def _longest(p, fits):
     "The most epochs, from those of `p`, that fit"
@@ -90,12 +90,13 @@ def fit_plan(
     epochs:int|None=None, # Fixed, if given
     seeds:int|None=None, # Fixed, if given
     fixed:bool=False, # Keep all of the shares?
+    steps:int|None=None, # Of fine-tuning; fixed, if given
 )->dict: # epochs, seeds, shares, steps, n_lrs, seconds
     "The best plan that fits into `hours`; raises `ValueError` where even the least takes longer."
     fits = lambda p: total({'n_lrs':n_lrs, **p})<=3600*hours
-    p = next((o for o in _wishes(shares, seeds, epochs, fixed) if fits(o)), None)
+    p = next((o for o in _wishes(shares, seeds, epochs, fixed, steps) if fits(o)), None)
     if p is None:
-        *_,p = _wishes(shares, seeds, epochs, fixed)
+        *_,p = _wishes(shares, seeds, epochs, fixed, steps)
         s = total({'n_lrs':n_lrs, **p})
         raise ValueError(f'hours={hours:g} is not enough: the least there is to do ({p["epochs"]} epochs, {p["seeds"]} '
             f'seeds) takes about {say_time(s)}; give it hours={math.ceil(s/36)/100:g}, or fewer rows or fractions')
@@ -104,14 +105,14 @@ def fit_plan(
     p = dict(next(filter(fits, more), p), n_lrs=n_lrs)
     return {**p, 'seconds':round(total(p), 1)}
 
-# %% ../../nbs/report/01_plan.ipynb #e8a5fa67
+# %% ../../nbs/report/01_plan.ipynb #7780be21
 def say_time(
     s:float, # Seconds
 )->str: # `40 s`, `12 min`, `3.5 h`
     "A length of time for a person."
     return f'{s:.0f} s' if s<90 else f'{s/60:.0f} min' if s<5400 else f'{s/3600:.1f} h'
 
-# %% ../../nbs/report/01_plan.ipynb #ae490608
+# %% ../../nbs/report/01_plan.ipynb #f66a77d3
 class _Steps(Callback):
     "Note when each step ends, and stop after `n`"
     def __init__(self, n): self.n,self.at = n,[]

@@ -6,7 +6,7 @@
 __all__ = ['Unit', 'report_units', 'unit_needs', 'share_units', 'read_units', 'Quiet', 'Answers', 'peak_memory', 'Work',
            'linear_of']
 
-# %% ../../nbs/report/04_runs.ipynb #cacf5aa0
+# %% ../../nbs/report/04_runs.ipynb #5854ac70
 import json, time
 from filelock import FileLock, Timeout
 from fastai.vision.all import *
@@ -26,7 +26,7 @@ from .folder import *
 from .plan import *
 from .compare import *
 
-# %% ../../nbs/report/04_runs.ipynb #07730764
+# %% ../../nbs/report/04_runs.ipynb #0f0a2246
 class Unit(namedtuple('Unit', 'what row seed pct')):
     "A run of a report: pretrain, joint, judge, choose or tune of a row with a seed and, of some, a share of the labels"
     @property
@@ -60,7 +60,7 @@ def unit_needs(
     if u.what in ('pretrain','joint'): return []
     return trained.get(kind, []) + [first]*(u.what in ('choose','tune') and u!=first)
 
-# %% ../../nbs/report/04_runs.ipynb #4b516e4b
+# %% ../../nbs/report/04_runs.ipynb #a16c8b4a
 def share_units(
     units:list, # Of `Unit`, each after what it needs
     out:str|Path, # Folder of the rows; the locks lie below it
@@ -95,7 +95,7 @@ def read_units(
     "All rows that are there."
     return [json.loads(o.read_text()) for o in sorted(Path(out).glob('*.json'))]
 
-# %% ../../nbs/report/04_runs.ipynb #78d81dfb
+# %% ../../nbs/report/04_runs.ipynb #88900bdb
 class Quiet(Callback):
     "No bar and no table in a fit"
     order = ProgressCallback.order
@@ -134,7 +134,7 @@ def peak_memory()->float: # GB
     except ImportError: return math.nan # Windows has no such thing
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**(30 if sys.platform=='darwin' else 20), 3)
 
-# %% ../../nbs/report/04_runs.ipynb #df2d49e7
+# %% ../../nbs/report/04_runs.ipynb #cbafc173
 class Work:
     "What the units of a report are done with; call it with a `Unit`"
     def __init__(self,
@@ -165,7 +165,7 @@ class Work:
             row = dict(diverged=str(e))
         return {**row, 'memory':peak_memory()}
 
-# %% ../../nbs/report/04_runs.ipynb #5c2afb1a
+# %% ../../nbs/report/04_runs.ipynb #c25398c6
 @patch
 def recipe(self:Work, u):
     "The recipe of a unit's row."
@@ -188,7 +188,7 @@ def _pretrain(self:Work, u):
     dls = self.images.without_labels(self.s.bs)
     return pretrain(self.recipe(u), self.weights(u), dls, cbs=self.cbs(u), resume=True)[1]
 
-# %% ../../nbs/report/04_runs.ipynb #6d2c4cd9
+# %% ../../nbs/report/04_runs.ipynb #4b575607
 @patch
 def _fit(self:Work, u, pct, lr, hold_out=None, **kwargs):
     "Fine-tune with a share of the labels: the row, and the accuracy of each class"
@@ -212,12 +212,14 @@ def _tune(self:Work, u):
     lr = self.row_of('choose', u.row, self.plan['seeds'][0], self.mid)['lr']
     out = self.out/'weights'/f'{u.name}.json'
     out.unlink(missing_ok=True) # Of a process that ended between its row and ours
-    row = self._fit(u, u.pct, lr, out=out, resume=True)
+    n = round(u.pct*len(self.images.files))
+    long = n*tune_schedule(n, self.plan['steps'], self.s.bs)[1]>20_000
+    row = self._fit(u, u.pct, lr, out=out, resume=long)
     out.unlink()
     if u.pct!=max(self.plan['shares']): out.with_suffix('.pth').unlink()
     return row
 
-# %% ../../nbs/report/04_runs.ipynb #1b3b0e86
+# %% ../../nbs/report/04_runs.ipynb #3b638091
 @patch
 def _joint(self:Work, u):
     s,seen = self.s,Answers()
@@ -230,7 +232,7 @@ def _joint(self:Work, u):
     save_encoder(learn, self.weights(u), dict(row=u.row, seed=u.seed))
     return {**row, 'steps':learn.train_iter, 'classes':seen.by_class(len(self.images.vocab))}
 
-# %% ../../nbs/report/04_runs.ipynb #19dbb5cf
+# %% ../../nbs/report/04_runs.ipynb #eeb84dee
 @patch
 def _judge(self:Work, u):
     im,enc = self.images,self.encoder(u)
