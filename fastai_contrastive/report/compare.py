@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['Row', 'report_rows', 'report_row', 'parse_rows', 'row_recipe', 'row_terms', 'published_encoder']
 
-# %% ../../nbs/report/02_compare.ipynb #92166cdf
+# %% ../../nbs/report/02_compare.ipynb #3362c195
+import io
+from contextlib import ExitStack, redirect_stderr
 from unittest.mock import patch as replaced
 from fastai.vision.all import *
 from ..encoder import *
@@ -15,7 +17,7 @@ from ..pretext import *
 from ..given import *
 from ..recipes import Recipe
 
-# %% ../../nbs/report/02_compare.ipynb #41fec855
+# %% ../../nbs/report/02_compare.ipynb #d1a045ab
 Row = namedtuple('Row', 'name kind parts')
 Row.__doc__ = "A row of a report: its name, `kind` (scratch, published, pretrain, joint) and the names of its parts"
 
@@ -45,7 +47,7 @@ def parse_rows(
     if len(res)<2: raise ValueError(f'a report compares two rows or more: got {rows}; such as scratch,simclr')
     return res
 
-# %% ../../nbs/report/02_compare.ipynb #8fabe9c1
+# %% ../../nbs/report/02_compare.ipynb #eb3e9bb1
 def row_recipe(
     row:Row, # Of kind `pretrain`
     part_args:dict|None=None, # Settings of tasks and objectives, a dictionary for each by its name
@@ -75,7 +77,7 @@ def row_terms(
         if views_args and isinstance(c, ContrastiveCallback): c.views = c.objective.views().but(**views_args)
     return cbs
 
-# %% ../../nbs/report/02_compare.ipynb #a927fd47
+# %% ../../nbs/report/02_compare.ipynb #015c0aea
 class _NotHere(OSError): "The weights would have to be fetched"
 
 def _refuse(*args, **kwargs): raise _NotHere('published weights are not on this machine')
@@ -84,6 +86,7 @@ def _refuse(*args, **kwargs): raise _NotHere('published weights are not on this 
 def _offline():
     "Within, torchvision, fastai and timm find weights on the disk or not at all"
     with ExitStack() as s:
+        s.enter_context(redirect_stderr(io.StringIO())) # Where a download would be announced
         s.enter_context(replaced('torch.hub.download_url_to_file', _refuse))
         try: s.enter_context(replaced('huggingface_hub.constants.HF_HUB_OFFLINE', True))
         except (ImportError, AttributeError): pass
@@ -98,6 +101,6 @@ def published_encoder(
         with no_random(seed, reproducible=False), _offline():
             return create_encoder(arch, pretrained=True, **(arch_args or {}))
     try: a,b = map(_make, range(2))
-    except Exception: return None
+    except (OSError,ValueError,RuntimeError,TypeError,AttributeError): return None # Not here, or none were published
     same = zip(a.parameters(), b.parameters())
     return a if all(torch.equal(p, q) for p,q in same) else None

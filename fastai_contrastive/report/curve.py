@@ -6,10 +6,10 @@
 __all__ = ['Paired', 'Worth', 'paired', 'say_points', 'labels_for', 'labels_worth', 'report_frame', 'by_seed',
            'mean_curve', 'best_row', 'report_answer']
 
-# %% ../../nbs/report/03_curve.ipynb #e89fd4bc
+# %% ../../nbs/report/03_curve.ipynb #47b7d192
 from fastai.vision.all import *
 
-# %% ../../nbs/report/03_curve.ipynb #009cb3b0
+# %% ../../nbs/report/03_curve.ipynb #83c630c3
 Paired = namedtuple('Paired', 'mean half n verdict')
 Paired.__doc__ = "Mean difference, half the width of its 95% interval (nan for one pair), pairs, `verdict` ('' for one pair)"
 
@@ -35,7 +35,7 @@ def say_points(
     end = ', which is within luck' if p.verdict=='within luck' else ''
     return f'{100*p.mean:+.1f} ± {100*p.half:.1f} points{end}'
 
-# %% ../../nbs/report/03_curve.ipynb #19ece002
+# %% ../../nbs/report/03_curve.ipynb #4d967a7a
 def labels_for(
     ns:list, # Labels, ascending
     accs:list, # Accuracy with each, 0 to 1
@@ -70,7 +70,7 @@ def labels_worth(
 
 _sign = {'':'', '<':'less than ', '>':'more than '}
 
-# %% ../../nbs/report/03_curve.ipynb #e68ddfbe
+# %% ../../nbs/report/03_curve.ipynb #37601a80
 def report_frame(
     rows:list, # Dictionaries with what, row, seed, and the measures of a unit
 )->pd.DataFrame: # row, seed, measure, pct, acc
@@ -106,7 +106,7 @@ def mean_curve(
     t = t[(t.row==row)&(t.measure==measure)].groupby('pct').acc
     return pd.DataFrame(dict(mean=t.mean(), sd=t.std(), n=t.size()))
 
-# %% ../../nbs/report/03_curve.ipynb #e5b00715
+# %% ../../nbs/report/03_curve.ipynb #4289fad3
 def best_row(
     t:pd.DataFrame, # From `report_frame`
     rows:list, # Names to choose from
@@ -122,7 +122,7 @@ def _of_best(t, row, mid, n_train, n_free):
     a,b = (by_seed(t, o, pct=mid) for o in (row,'scratch'))
     if not (set(a)&set(b)): return []
     gain,base = paired(a, b),mean_curve(t, 'scratch')['mean']
-    means = f'{_pct(np.mean(list(a.values())))} of the validation images instead of {_pct(np.mean(list(b.values())))}'
+    means = '{:.1f}% of the validation images instead of {:.1f}%'.format(*(100*np.mean(list(o.values())) for o in (a,b)))
     says = dict(zip(('ahead','behind','within luck',''), ('helps','does harm','makes no clear difference',
         'was tried with one seed, which cannot tell gain from luck')))
     who = 'Starting from the published weights' if row=='published' else f'Pretraining on these {n_free} images ({row})'
@@ -140,6 +140,12 @@ def _of_sums(t, names, mid):
             other = '+'.join(q for q in o.split('+') if q!=p)
             if set(a)&set(b): yield f'Adding {other} to {p}: {say_points(paired(a, b))}.'
 
+def _of_joint(t, names, mid):
+    "Labels and a term at once, beside labels alone"
+    for o in (o for o in names if o.startswith('labels+')):
+        a,b = by_seed(t, o, 'joint', mid),by_seed(t, 'scratch', pct=mid)
+        if set(a)&set(b): yield f'Labels and {o[7:]} at once, beside labels alone in fewer steps: {say_points(paired(a, b))}.'
+
 def report_answer(
     t:pd.DataFrame, # From `report_frame`
     names:list, # Rows
@@ -151,4 +157,4 @@ def report_answer(
     best = best_row(t, [o for o in names if o!='scratch' and not o.startswith('labels+')])
     res = _of_best(t, best, mid, n_train, n_free) if best else []
     if not res: res = ['There is nothing to compare yet.']
-    return res+list(_of_sums(t, names, mid))
+    return res+list(_of_sums(t, names, mid))+list(_of_joint(t, names, mid))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Report', 'plot_map', 'plot_question']
 
-# %% ../../nbs/report/05_figures.ipynb #dd5acd17
+# %% ../../nbs/report/05_figures.ipynb #beb1fbba
 import json
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from fastai.vision.all import *
@@ -21,7 +21,7 @@ from .compare import *
 from .curve import *
 from .runs import *
 
-# %% ../../nbs/report/05_figures.ipynb #bee47ce7
+# %% ../../nbs/report/05_figures.ipynb #3c15111c
 class Report:
     "What a report has left in its folder; raises `FileNotFoundError` for a folder without a plan"
     def __init__(self,
@@ -56,7 +56,7 @@ class Report:
 
     def of(self, what, row): return [o for o in self.units if o['what']==what and o['row']==row and 'diverged' not in o]
 
-# %% ../../nbs/report/05_figures.ipynb #a7b63370
+# %% ../../nbs/report/05_figures.ipynb #12276d58
 def _cell(v): return '–' if not len(v) else f'{100*np.mean(v):.1f}'+(f' ± {100*np.std(v, ddof=1):.1f}' if len(v)>1 else '')
 def _mean(v, f='.2f'): return '–' if not len(v) else format(np.mean(v), f)
 
@@ -97,21 +97,22 @@ def classes(self:Report)->pd.DataFrame: # Shares of 0 to 1 by class: scratch, th
     t['difference'] = t.iloc[:,1]-t.iloc[:,0]
     return t.sort_values('difference', ascending=False)
 
-# %% ../../nbs/report/05_figures.ipynb #05d986bb
+# %% ../../nbs/report/05_figures.ipynb #61eeddf9
 @patch
 def plot_curve(self:Report,
     measure:str='tuned', # tuned or linear
-    size:tuple=(5.2,3.9), # Inches
+    size:tuple=(4.4,3.5), # Inches
 )->plt.Figure: # A closed figure
     "Accuracy by number of labels, mean and standard deviation over seeds."
     fig,ax = plt.subplots(figsize=size, layout='constrained')
     plt.close(fig)
     for i,o in enumerate(self.names):
+        aside = 1.02**(i-len(self.names)/2) # Bars beside one another, not over one another
         c = mean_curve(self.frame, o, measure)
         if measure=='tuned' and not len(c): c = mean_curve(self.frame, o, 'joint')
         if not len(c): continue
         style = dict(marker='o', ms=4, lw=1.6) if len(c)>1 else dict(marker='D', ms=6, lw=0)
-        ax.errorbar(c.index*self.n['train'], 100*c['mean'], 100*c.sd.fillna(0), capsize=2, elinewidth=1, label=o,
+        ax.errorbar(c.index*self.n['train']*aside, 100*c['mean'], 100*c.sd.fillna(0), capsize=2, elinewidth=1, label=o,
             color=_colour(i, o), **style)
     ax.set(xscale='log', xlabel='labels', ylabel='accuracy, %')
     ns = [max(1, round(f*self.n['train'])) for f in self.plan['shares']]
@@ -124,7 +125,7 @@ def plot_curve(self:Report,
 
 def _colour(i, name): return '#777' if name=='scratch' else plt.cm.tab10(i%10)
 
-# %% ../../nbs/report/05_figures.ipynb #1eef6a31
+# %% ../../nbs/report/05_figures.ipynb #3dce4741
 def plot_map(
     encoder:nn.Module|Learner, # As for `extract_features`
     dls:DataLoaders, # Whose validation images are shown
@@ -170,7 +171,7 @@ def plot_question(
     plt.close(fig)
     return fig
 
-# %% ../../nbs/report/05_figures.ipynb #aceed0ff
+# %% ../../nbs/report/05_figures.ipynb #2e678ed2
 @patch
 def pictures(self:Report,
     images:ReportImages, # The report's

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['use_lines', 'report_html', 'write_page']
 
-# %% ../../nbs/report/06_page.ipynb #59ff1f26
+# %% ../../nbs/report/06_page.ipynb #565e7b0c
 import html, io
 from base64 import b64encode
 from fastai.vision.all import *
@@ -16,7 +16,7 @@ from .compare import *
 from .curve import *
 from .figures import *
 
-# %% ../../nbs/report/06_page.ipynb #9e73eacf
+# %% ../../nbs/report/06_page.ipynb #18cd3d7c
 _css = '''*{box-sizing:border-box}body{font:16px/1.55 system-ui,sans-serif;color:#1c2430;background:#fff;margin:0 auto;
 padding:1rem;max-width:54rem}h1{font-size:1.45rem;line-height:1.25;margin:.6rem 0}h2{font-size:1.12rem;margin:2.2rem 0 .5rem}
 .answer{background:#eef4fb;border-left:4px solid #2b6cb0;padding:.8rem 1rem;border-radius:4px}.answer p{margin:.35rem 0}
@@ -26,7 +26,7 @@ th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #e3e8ee}td{wh
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff}tr.best td{font-weight:600}
 figure{margin:.6rem 0;text-align:center}figure svg,figure img{max-width:100%;height:auto}.two{display:grid;gap:1rem}
 pre{background:#f5f7f9;padding:.8rem;border-radius:4px;overflow-x:auto;font-size:.82rem;line-height:1.4}
-.two>*{min-width:0}@media(min-width:50rem){.two{grid-template-columns:1fr 1fr}}'''.replace('\n', '')
+.kv td{white-space:normal;text-align:left;overflow-wrap:anywhere;vertical-align:top}.two>*{min-width:0}@media(min-width:50rem){.two{grid-template-columns:1fr 1fr}}'''.replace('\n', '')
 
 def _esc(o): return html.escape(str(o))
 
@@ -42,6 +42,11 @@ def _svg(fig):
 
 def _figure(body, caption): return f'<figure>{body}<figcaption class="note">{_esc(caption)}</figcaption></figure>'
 
+def _pairs(d):
+    "Names and values, which may be long"
+    rows = ''.join(f'<tr><td>{_esc(k)}</td><td>{_esc(v)}</td></tr>' for k,v in d.items())
+    return f'<table class="kv"><tbody>{rows}</tbody></table>'
+
 def _table(t, best=None):
     "A table with the index in its first column, which stays in sight"
     head = ''.join(f'<th>{_esc(o)}</th>' for o in ('',*t.columns))
@@ -49,7 +54,7 @@ def _table(t, best=None):
                    for i,r in zip(t.index, t.to_numpy()))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
-# %% ../../nbs/report/06_page.ipynb #16585934
+# %% ../../nbs/report/06_page.ipynb #f8b09627
 def _how(rep):
     "How it was done, in sentences"
     p,s,n = rep.plan,rep.settings,rep.n
@@ -90,7 +95,7 @@ def use_lines(
     lines += ['', f'rep = Report({str(rep.out)!r}) # the rows again: rep.frame, rep.accuracies(), rep.plot_curve()']
     return '\n'.join(lines)
 
-# %% ../../nbs/report/06_page.ipynb #6a24ec29
+# %% ../../nbs/report/06_page.ipynb #d13b9e3b
 def _sections(rep, pictures):
     "Title and body of each"
     yield 'How many labels does it save?', '<div class="two">'+''.join(_figure(_svg(rep.plot_curve(m)), c) for m,c in (
@@ -113,13 +118,14 @@ def report_html(
 )->str: # A page that stands alone
     "The report as one page of HTML."
     s,h = rep.settings,rep.head
-    title = f'Does pretraining help on {s["data"]}?'
+    title = f'Does pretraining help on {Path(s["data"]).name}?'
     parts = [f'<h2>{_esc(k)}</h2>{v}' for k,v in _sections(rep, pictures or {})]
     parts.append('<h2>How it was done</h2>'+''.join(f'<p>{_esc(o)}</p>' for o in _how(rep)))
     parts.append(f'<h2>Use it</h2><pre>{_esc(use_lines(rep))}</pre>')
     asked = {k:v for k,v in {**s, **{o:rep.plan[o] for o in ('epochs','seeds','shares','steps')}}.items() if v not in (None,{},[],'')}
-    settings = pd.DataFrame({'':{k:', '.join(map(str, v)) if isinstance(v, list) else v for k,v in asked.items()}})
-    parts.append(f'<h2>Settings</h2>{_table(settings)}<pre>{_esc(h["command"])}</pre>'
+    text = lambda v: ', '.join(map(str, v)) if isinstance(v, list) else \
+        ', '.join(f'{k}={o}' for k,o in v.items()) if isinstance(v, dict) else v
+    parts.append(f'<h2>Settings</h2>{_pairs({k:text(v) for k,v in asked.items()})}<pre>{_esc(h["command"])}</pre>'
         f'<p class="note">{_esc(", ".join(f"{k} {v}" for k,v in h["provenance"].items()))}. Rows: {_esc(rep.out)}/rows, one JSON file a run.</p>')
     answer = ''.join(f'<p>{_esc(o)}</p>' for o in rep.answer)
     return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'\

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['time_rows', 'report']
 
-# %% ../../nbs/report/07_report.ipynb #a550c63f
-import json, shutil, tempfile, time
+# %% ../../nbs/report/07_report.ipynb #34ba0e3b
+import inspect, json, shutil, tempfile, time
 from filelock import FileLock
 from fastai.vision.all import *
 from fastai.callback.channelslast import ChannelsLast
@@ -26,7 +26,7 @@ from .runs import *
 from .figures import *
 from .page import *
 
-# %% ../../nbs/report/07_report.ipynb #c16902bb
+# %% ../../nbs/report/07_report.ipynb #2751237a
 def _row_learner(w, r):
     "The learner of a row, only to be timed"
     if r.kind=='pretrain':
@@ -49,7 +49,7 @@ def time_rows(
     choose_C(x.numpy(), y.numpy())
     return Costs(rows=rows, probe=(time.perf_counter()-start)/n, **res)
 
-# %% ../../nbs/report/07_report.ipynb #027b6a07
+# %% ../../nbs/report/07_report.ipynb #9c4f47b3
 def _planned(asked, s, rows, kwargs, say):
     "Images, plan and costs, for the size that is asked for or the first that leaves enough time"
     sizes = [asked['size']] if asked['size'] else [128,64] if torch.cuda.is_available() else [64,32]
@@ -73,7 +73,7 @@ def _planned(asked, s, rows, kwargs, say):
         if size==sizes[-1] or (p['seeds']>=3 and p['epochs']>=20): break
     return im,p,costs,n,[f'{100*f:.3g}% of the labels, which leaves class {c} without one' for f,c in out.items()]
 
-# %% ../../nbs/report/07_report.ipynb #fab9731f
+# %% ../../nbs/report/07_report.ipynb #d8eb4256
 def _asked_rows(names, arch, arch_args):
     "Rows that can be had here, and why others cannot"
     rows,out = parse_rows(names),[]
@@ -102,7 +102,7 @@ def _head(asked, s, out, command, kwargs, say):
             left_out=lost+thin, vocab=list(im.vocab), command=command, provenance=provenance())
         return json.loads(write_row(h, f).read_text()),im
 
-# %% ../../nbs/report/07_report.ipynb #a1356e52
+# %% ../../nbs/report/07_report.ipynb #812778e0
 class _Progress:
     "Says which unit is begun, and how long the rest may take"
     def __init__(self, w, h, say):
@@ -129,7 +129,7 @@ class _Progress:
         self.done,self.real = self.done+self.seconds(u),self.real+time.time()-start
         return row
 
-# %% ../../nbs/report/07_report.ipynb #8ebd8492
+# %% ../../nbs/report/07_report.ipynb #c79bac3a
 def _leave_best(rep, w):
     "Copy the best encoder, export the best classifier"
     if (f := rep.encoder_file) and f.exists():
@@ -153,7 +153,7 @@ def _finish(w, say):
     say('\n'+'\n'.join(rep.answer)+'\n\n'+rep.accuracies().to_string()+f'\n\npage: {page}')
     return rep
 
-# %% ../../nbs/report/07_report.ipynb #764153d3
+# %% ../../nbs/report/07_report.ipynb #bea72da5
 def _check_report(a):
     "Raise `ValueError` for what cannot be meant"
     check_numbers(size=a['size'], bs=a['bs'], epochs=a['epochs'], lr=a['lr'], wd=a['wd'], weight=a['weight'])
@@ -195,7 +195,8 @@ def report(
 )->Report: # The folder, read
     """Compare ways to start on somebody's images, within a time, and write a page. Raises `ValueError` and `OSError` before
     training; a `KeyboardInterrupt` says what is there."""
-    if arch is None: arch,arch_args = ('xresnet34',arch_args) if torch.cuda.is_available() else ('xresnet18',arch_args or dict(widen=.5))
+    command = command or _as_call({k:v for k,v in locals().items() if k!='kwargs'}, kwargs)
+    if arch is None: arch,arch_args = ('xresnet34',arch_args) if torch.cuda.is_available() else ('xresnet_narrow',arch_args or dict(nf=128, blocks=1))
     s = dict(data=str(data), arch=arch, arch_args=arch_args or {}, bs=bs, lr=lr, lrs=list(L(lrs)), wd=wd, weight=weight,
         part_args=part_args or {}, views_args=views_args or {})
     rows = rows if isinstance(rows, str) else ','.join(L(rows))
@@ -204,7 +205,7 @@ def report(
     _check_report(asked)
     out = Path(out).expanduser()
     with on_interrupt(lambda: _so_far(out)):
-        h,im = _head(asked, s, out, command or f'report({str(data)!r}, ...)', kwargs, say)
+        h,im = _head(asked, s, out, command, kwargs, say)
         p = h['plan']
         w = Work(im, parse_rows(h['settings']['rows']), p, {k:v for k,v in h['settings'].items() if k!='rows'}, out, lines)
         for o in h['left_out']: say(f'left out: {o}')
@@ -212,6 +213,13 @@ def report(
             f'{len(p["seeds"])} seed{"s"*(len(p["seeds"])>1)}, {h["size"]} px, labels: {", ".join(f"{100*f:.3g}%" for f in p["shares"])}')
         share_units(w.units(), out/'rows', w.needs, _Progress(w, h, say))
         return _finish(w, say)
+
+def _as_call(given, kwargs):
+    "The call as Python, without what is as by default"
+    default = {k:p.default for k,p in inspect.signature(report).parameters.items()}
+    other = {k:v for k,v in given.items() if k in default and k not in ('data','lines','say','command') and v!=default[k]}
+    args = [repr(str(given['data'])), *(f'{k}={(str(v) if isinstance(v, Path) else v)!r}' for k,v in {**other, **kwargs}.items())]
+    return f'report({", ".join(args)})'
 
 def _so_far(out):
     "What there is after Ctrl-C"

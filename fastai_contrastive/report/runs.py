@@ -6,7 +6,7 @@
 __all__ = ['Unit', 'report_units', 'unit_needs', 'share_units', 'read_units', 'Quiet', 'Answers', 'peak_memory', 'Work',
            'linear_of']
 
-# %% ../../nbs/report/04_runs.ipynb #5854ac70
+# %% ../../nbs/report/04_runs.ipynb #51fdfa64
 import json, time
 from filelock import FileLock, Timeout
 from fastai.vision.all import *
@@ -26,7 +26,7 @@ from .folder import *
 from .plan import *
 from .compare import *
 
-# %% ../../nbs/report/04_runs.ipynb #0f0a2246
+# %% ../../nbs/report/04_runs.ipynb #6bbdc90a
 class Unit(namedtuple('Unit', 'what row seed pct')):
     "A run of a report: pretrain, joint, judge, choose or tune of a row with a seed and, of some, a share of the labels"
     @property
@@ -60,7 +60,7 @@ def unit_needs(
     if u.what in ('pretrain','joint'): return []
     return trained.get(kind, []) + [first]*(u.what in ('choose','tune') and u!=first)
 
-# %% ../../nbs/report/04_runs.ipynb #a16c8b4a
+# %% ../../nbs/report/04_runs.ipynb #e3eeef16
 def share_units(
     units:list, # Of `Unit`, each after what it needs
     out:str|Path, # Folder of the rows; the locks lie below it
@@ -95,7 +95,7 @@ def read_units(
     "All rows that are there."
     return [json.loads(o.read_text()) for o in sorted(Path(out).glob('*.json'))]
 
-# %% ../../nbs/report/04_runs.ipynb #88900bdb
+# %% ../../nbs/report/04_runs.ipynb #98494f0c
 class Quiet(Callback):
     "No bar and no table in a fit"
     order = ProgressCallback.order
@@ -134,7 +134,7 @@ def peak_memory()->float: # GB
     except ImportError: return math.nan # Windows has no such thing
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**(30 if sys.platform=='darwin' else 20), 3)
 
-# %% ../../nbs/report/04_runs.ipynb #cbafc173
+# %% ../../nbs/report/04_runs.ipynb #037e865f
 class Work:
     "What the units of a report are done with; call it with a `Unit`"
     def __init__(self,
@@ -165,7 +165,7 @@ class Work:
             row = dict(diverged=str(e))
         return {**row, 'memory':peak_memory()}
 
-# %% ../../nbs/report/04_runs.ipynb #c25398c6
+# %% ../../nbs/report/04_runs.ipynb #9e898fb6
 @patch
 def recipe(self:Work, u):
     "The recipe of a unit's row."
@@ -188,7 +188,7 @@ def _pretrain(self:Work, u):
     dls = self.images.without_labels(self.s.bs)
     return pretrain(self.recipe(u), self.weights(u), dls, cbs=self.cbs(u), resume=True)[1]
 
-# %% ../../nbs/report/04_runs.ipynb #4b575607
+# %% ../../nbs/report/04_runs.ipynb #d15c9258
 @patch
 def _fit(self:Work, u, pct, lr, hold_out=None, **kwargs):
     "Fine-tune with a share of the labels: the row, and the accuracy of each class"
@@ -219,7 +219,7 @@ def _tune(self:Work, u):
     if u.pct!=max(self.plan['shares']): out.with_suffix('.pth').unlink()
     return row
 
-# %% ../../nbs/report/04_runs.ipynb #3b638091
+# %% ../../nbs/report/04_runs.ipynb #0002a135
 @patch
 def _joint(self:Work, u):
     s,seen = self.s,Answers()
@@ -232,7 +232,7 @@ def _joint(self:Work, u):
     save_encoder(learn, self.weights(u), dict(row=u.row, seed=u.seed))
     return {**row, 'steps':learn.train_iter, 'classes':seen.by_class(len(self.images.vocab))}
 
-# %% ../../nbs/report/04_runs.ipynb #eeb84dee
+# %% ../../nbs/report/04_runs.ipynb #fb788b49
 @patch
 def _judge(self:Work, u):
     im,enc = self.images,self.encoder(u)
@@ -241,7 +241,11 @@ def _judge(self:Work, u):
     enc = enc.to(dls.device)
     fs = split_features(enc, dls, im.valid_classes, pbar=False)
     views = simclr_views().but(**self.s.views_args)
-    return dict(knn=knn_accuracy(fs, k=min(20, len(fs.x)), pbar=False), nf=enc.nf,
+    try: knn = knn_accuracy(fs, k=min(20, len(fs.x)), pbar=False)
+    except FeatureError as e: # Some images have features of nothing but zeros
+        warn(f'no kNN of {u.row}, seed {u.seed}: {e}')
+        knn = None
+    return dict(knn=knn, nf=enc.nf,
         parameters=sum(p.numel() for p in enc.parameters()), figures=collapse_figures(enc, dls, views=views),
         linear={f'{f:g}':linear_of(fs, f, u.seed) for f in self.plan['shares']}, **provenance())
 
