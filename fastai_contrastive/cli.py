@@ -279,10 +279,10 @@ def numbers(
 
 @command
 def report(
-    data:Annotated[str, 'synth (drawn), imagenette, imagewang (fetched if need be), or a folder with a folder for each class, or '
-                        'train/ and val/ with such folders, perhaps unsup/'],
+    data:Annotated[str, 'synth (drawn), imagenette, imagewang (fetched if need be), or a folder with a folder for each '
+                        'class, or train/ and val/ with such folders, perhaps unsup/'],
     unlabelled:str=None, # Another folder of images that pretraining sees
-    fractions:Annotated[numbers, 'Shares of the labels (.01,.1,1); from 1% to all, as many as there is time for, if not given']=None,
+    fractions:Annotated[numbers, 'Shares of the labels (.01,.1,1); from 1% to all, by the time, if not given']=None,
     hours:float=1., # There are, for one process; several of the same command share the work
     size:int=None, # Side of the images, pixels; chosen by the time if not given
     out:str='contrastive-report', # Folder for the page, rows and weights; the same command again goes on there
@@ -291,10 +291,10 @@ def report(
     arch_args:_kv('arch (widen=.5)')=None,
     bs:int=128, # Images a batch in pretraining
     lr:float=4e-3, # Highest learning rate of pretraining
-    lrs:Annotated[numbers, 'Learning rates of fine-tuning, chosen from by held-out training labels; .001,.004 if not given']=None,
+    lrs:Annotated[numbers, 'Learning rates of fine-tuning, chosen by held-out labels; .001,.004 if not given']=None,
     wd:float=1e-2, # Weight decay
     weight:float=1., # Factor of what is beside the first part of a row
-    part_args:Annotated[term_settings, 'Settings of tasks and objectives: name.key=value,name.key=value (simclr.temp=.2)']=None,
+    part_args:Annotated[term_settings, 'Settings of tasks and objectives: name.key=value (simclr.temp=.2)']=None,
     views_args:_kv('views (hue=.5,scale=(.4,1))')=None,
     epochs:int=None, # Of pretraining; as many as there is time for if not given
     seeds:int=None, # How many; by the time if not given
@@ -306,6 +306,6 @@ def report(
     check_numbers(num_workers=num_workers)
     say = partial(print, flush=True)
     command = shlex.join(['contrastive-report', *sys.argv[1:]]) if Path(sys.argv[0]).stem=='contrastive-report' else ''
-    return _make_report(data, unlabelled, fractions, hours, size, out, rows, arch, arch_args, bs, lr, lrs or (1e-3,4e-3), wd,
-        weight, part_args, views_args, epochs, seeds, steps, lines=Lines if is_terminal() else Quiet, say=say, command=command,
-        skip_bad=skip_bad, num_workers=num_workers)
+    return _make_report(data, unlabelled, fractions, hours, size, out, rows, arch, arch_args, bs, lr,
+        lrs or (1e-3,4e-3), wd, weight, part_args, views_args, epochs, seeds, steps, say=say, command=command,
+        lines=Lines if is_terminal() else Quiet, skip_bad=skip_bad, num_workers=num_workers)

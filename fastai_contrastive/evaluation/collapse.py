@@ -37,7 +37,7 @@ def feature_spread(
 def effective_rank(
     x:Tensor, # Features of different images, (n, nf)
 )->float: # 1 (a line) to the smaller of n and nf; 0 where all are alike
-    "How many directions features use (RankMe, arXiv 2210.02885, here about their mean); `ValueError` as `feature_spread`."
+    "How many directions features use (RankMe, arXiv 2210.02885, about the mean); `ValueError` as `feature_spread`."
     x = _at_least_two(x)
     s = torch.linalg.svdvals(x-x.mean(0))
     if s[0]<=1e-12*x.abs().max().clamp(min=1e-30)*math.sqrt(x.numel()): return 0.

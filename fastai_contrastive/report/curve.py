@@ -6,12 +6,12 @@
 __all__ = ['Paired', 'Worth', 'paired', 'say_points', 'labels_for', 'labels_worth', 'report_frame', 'by_seed',
            'mean_curve', 'best_row', 'report_answer']
 
-# %% ../../nbs/report/03_curve.ipynb #47b7d192
+# %% ../../nbs/report/03_curve.ipynb #ab6dd2f3
 from fastai.vision.all import *
 
-# %% ../../nbs/report/03_curve.ipynb #83c630c3
+# %% ../../nbs/report/03_curve.ipynb #50d50565
 Paired = namedtuple('Paired', 'mean half n verdict')
-Paired.__doc__ = "Mean difference, half the width of its 95% interval (nan for one pair), pairs, `verdict` ('' for one pair)"
+Paired.__doc__ = "Mean difference, half its 95% interval (nan for one pair), number of pairs, `verdict` ('' for one)"
 
 def paired(
     a:dict, # Value by seed
@@ -35,14 +35,15 @@ def say_points(
     end = ', which is within luck' if p.verdict=='within luck' else ''
     return f'{100*p.mean:+.1f} ± {100*p.half:.1f} points{end}'
 
-# %% ../../nbs/report/03_curve.ipynb #4d967a7a
+# %% ../../nbs/report/03_curve.ipynb #141f4b7c
 def labels_for(
     ns:list, # Labels, ascending
     accs:list, # Accuracy with each, 0 to 1
     acc:float, # Accuracy wanted
 )->tuple: # Labels, and '' or, where the curve does not reach so far, '<' or '>'
     "How many labels a curve needs for an accuracy; raises `ValueError` for fewer than two points."
-    if len(ns)<2 or len(ns)!=len(accs): raise ValueError(f'a curve has two points or more: got {len(ns)} and {len(accs)}')
+    if len(ns)<2 or len(ns)!=len(accs):
+        raise ValueError(f'a curve has two points or more: got {len(ns)} and {len(accs)}')
     accs = np.maximum.accumulate(accs)
     if acc<accs[0]: return float(ns[0]),'<'
     if acc>accs[-1]: return float(ns[-1]),'>'
@@ -60,7 +61,7 @@ def labels_worth(
     n:float, # Labels at which the gain was made, one of `ns`
     gain:Paired, # Over scratch
 )->Worth: # times, lo, hi, text
-    "How many times the labels a gain is worth, by the curve from scratch; its interval is the gain's, read off the curve."
+    "How many times the labels a gain is worth, by the curve from scratch; the interval is the gain's, read off it."
     at = base[list(ns).index(n)]
     gains = (gain.mean,gain.mean-gain.half,gain.mean+gain.half)
     (k,s),(lo,s1),(hi,s2) = [(math.nan,'') if math.isnan(g) else labels_for(ns, base, at+g) for g in gains]
@@ -70,7 +71,7 @@ def labels_worth(
 
 _sign = {'':'', '<':'less than ', '>':'more than '}
 
-# %% ../../nbs/report/03_curve.ipynb #37601a80
+# %% ../../nbs/report/03_curve.ipynb #e3ec97e6
 def report_frame(
     rows:list, # Dictionaries with what, row, seed, and the measures of a unit
 )->pd.DataFrame: # row, seed, measure, pct, acc
@@ -106,7 +107,7 @@ def mean_curve(
     t = t[(t.row==row)&(t.measure==measure)].groupby('pct').acc
     return pd.DataFrame(dict(mean=t.mean(), sd=t.std(), n=t.size()))
 
-# %% ../../nbs/report/03_curve.ipynb #4289fad3
+# %% ../../nbs/report/03_curve.ipynb #a1c9b5f3
 def best_row(
     t:pd.DataFrame, # From `report_frame`
     rows:list, # Names to choose from
@@ -122,7 +123,8 @@ def _of_best(t, row, mid, n_train, n_free):
     a,b = (by_seed(t, o, pct=mid) for o in (row,'scratch'))
     if not (set(a)&set(b)): return []
     gain,base = paired(a, b),mean_curve(t, 'scratch')['mean']
-    means = '{:.1f}% of the validation images instead of {:.1f}%'.format(*(100*np.mean(list(o.values())) for o in (a,b)))
+    m = [100*np.mean(list(o.values())) for o in (a,b)]
+    means = '{:.1f}% of the validation images instead of {:.1f}%'.format(*m)
     says = dict(zip(('ahead','behind','within luck',''), ('helps','does harm','makes no clear difference',
         'was tried with one seed, which cannot tell gain from luck')))
     who = 'Starting from the published weights' if row=='published' else f'Pretraining on these {n_free} images ({row})'
@@ -144,7 +146,8 @@ def _of_joint(t, names, mid):
     "Labels and a term at once, beside labels alone"
     for o in (o for o in names if o.startswith('labels+')):
         a,b = by_seed(t, o, 'joint', mid),by_seed(t, 'scratch', pct=mid)
-        if set(a)&set(b): yield f'Labels and {o[7:]} at once, beside labels alone in fewer steps: {say_points(paired(a, b))}.'
+        if not set(a)&set(b): continue
+        yield f'Labels and {o[7:]} at once, beside labels alone in fewer steps: {say_points(paired(a, b))}.'
 
 def report_answer(
     t:pd.DataFrame, # From `report_frame`

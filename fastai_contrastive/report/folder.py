@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['label_shares', 'ReportImages', 'usable_shares', 'middle_share']
 
-# %% ../../nbs/report/00_folder.ipynb #deea413c
+# %% ../../nbs/report/00_folder.ipynb #026eb527
 from fastai.vision.all import *
 from ..data import *
 from ..data import _categorize, _drop_bad, _hold_out, _labelled_files, _mk_dls
 from ..given import *
 
-# %% ../../nbs/report/00_folder.ipynb #ab6e9914
+# %% ../../nbs/report/00_folder.ipynb #efd89ea4
 class ReportImages:
     "The images of a folder, by what a report uses them for; raises as `data_path` and `labelled_dls` do"
     def __init__(self,
@@ -49,7 +49,7 @@ class ReportImages:
 
     def _root(self, o): return self._label._root(o.absolute()) if self._label.roots else None
 
-# %% ../../nbs/report/00_folder.ipynb #6c5f5334
+# %% ../../nbs/report/00_folder.ipynb #34af2c57
 @patch
 def labelled(self:ReportImages,
     pct:float=1., # Share of the labels
@@ -77,7 +77,7 @@ def without_labels(self:ReportImages,
     files = [*self.files,*self.extra]
     return unlabeled_dls(files, self.size, bs, valid_pct=0, path=self.path, **self.kwargs)
 
-# %% ../../nbs/report/00_folder.ipynb #084bcb82
+# %% ../../nbs/report/00_folder.ipynb #412a240f
 label_shares = .01,.02,.05,.1,.2,.5,1.
 
 def usable_shares(
@@ -94,7 +94,7 @@ def usable_shares(
     raise ValueError(f'each of the fractions {list(shares)} leaves class {name} empty, which has {n} images: '
                      f'{math.ceil(100/n)/100} would leave it one')
 
-# %% ../../nbs/report/00_folder.ipynb #d318eecb
+# %% ../../nbs/report/00_folder.ipynb #966e1896
 def middle_share(
     shares:list, # 0 to 1
 )->float: # One of them, the nearest to a tenth by ratio

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['use_lines', 'report_html', 'write_page']
 
-# %% ../../nbs/report/06_page.ipynb #565e7b0c
+# %% ../../nbs/report/06_page.ipynb #a33f7273
 import html, io
 from base64 import b64encode
 from fastai.vision.all import *
@@ -16,9 +16,10 @@ from .compare import *
 from .curve import *
 from .figures import *
 
-# %% ../../nbs/report/06_page.ipynb #18cd3d7c
+# %% ../../nbs/report/06_page.ipynb #b073dac6
 _css = '''*{box-sizing:border-box}body{font:16px/1.55 system-ui,sans-serif;color:#1c2430;background:#fff;margin:0 auto;
-padding:1rem;max-width:54rem}h1{font-size:1.45rem;line-height:1.25;margin:.6rem 0}h2{font-size:1.12rem;margin:2.2rem 0 .5rem}
+padding:1rem;max-width:54rem}h1{font-size:1.45rem;line-height:1.25;margin:.6rem 0}
+h2{font-size:1.12rem;margin:2.2rem 0 .5rem}
 .answer{background:#eef4fb;border-left:4px solid #2b6cb0;padding:.8rem 1rem;border-radius:4px}.answer p{margin:.35rem 0}
 .answer p:first-child{font-size:1.12rem;font-weight:600}.note{color:#556;font-size:.9rem}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
@@ -26,7 +27,8 @@ th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #e3e8ee}td{wh
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff}tr.best td{font-weight:600}
 figure{margin:.6rem 0;text-align:center}figure svg,figure img{max-width:100%;height:auto}.two{display:grid;gap:1rem}
 pre{background:#f5f7f9;padding:.8rem;border-radius:4px;overflow-x:auto;font-size:.82rem;line-height:1.4}
-.kv td{white-space:normal;text-align:left;overflow-wrap:anywhere;vertical-align:top}.two>*{min-width:0}@media(min-width:50rem){.two{grid-template-columns:1fr 1fr}}'''.replace('\n', '')
+.kv td{white-space:normal;text-align:left;overflow-wrap:anywhere;vertical-align:top}.two>*{min-width:0}
+@media(min-width:50rem){.two{grid-template-columns:1fr 1fr}}'''.replace('\n', '')
 
 def _esc(o): return html.escape(str(o))
 
@@ -38,7 +40,8 @@ def _png(fig, dpi=110):
 def _svg(fig):
     b = io.StringIO()
     with plt.rc_context({'svg.hashsalt':'report'}): fig.savefig(b, format='svg', metadata={'Date':None, 'Creator':None})
-    return re.sub(r' (xmlns|xmlns:xlink)="http[^"]*"', '', re.sub(r'^.*?(?=<svg)|<metadata>.*?</metadata>', '', b.getvalue(), flags=re.S))
+    s = re.sub(r'^.*?(?=<svg)|<metadata>.*?</metadata>', '', b.getvalue(), flags=re.S)
+    return re.sub(r' (xmlns|xmlns:xlink)="http[^"]*"', '', s) # Names that look like addresses; HTML needs none
 
 def _figure(body, caption): return f'<figure>{body}<figcaption class="note">{_esc(caption)}</figcaption></figure>'
 
@@ -54,19 +57,19 @@ def _table(t, best=None):
                    for i,r in zip(t.index, t.to_numpy()))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
-# %% ../../nbs/report/06_page.ipynb #f8b09627
+# %% ../../nbs/report/06_page.ipynb #13e73060
 def _how(rep):
     "How it was done, in sentences"
     p,s,n = rep.plan,rep.settings,rep.n
     seeds = f'{len(p["seeds"])} seeds' if len(p['seeds'])>1 else 'One seed'
     says = [f'{seeds}. Encoders saw all {n["unlabelled"]} training images without labels for {p["epochs"]} epochs, at '
             f'{rep.head["size"]} px, in batches of {s["bs"]}; each row the same images and steps.',
-        f'Labels: {n["train"]} for training, {n["valid"]} images for the last judgement, {len(rep.head["vocab"])} classes. '
-        'Rows with one seed have the same labels; ± in sentences is a 95% interval over pairs of seeds (Student), in tables '
-        'a standard deviation.',
-        f'The learning rate of fine-tuning ({", ".join(map(str, s["lrs"]))}) was chosen for each row by held-out training '
-        f'labels, at {100*rep.mid:.3g}% of them, and so was the row that is spoken of. The validation labels were used once, '
-        'after the last epoch.']
+        f'Labels: {n["train"]} for training, {n["valid"]} images for the last judgement, {len(rep.head["vocab"])} '
+        'classes. Rows with one seed have the same labels; ± in sentences is a 95% interval over pairs of seeds '
+        '(Student), in tables a standard deviation.',
+        f'The learning rate of fine-tuning ({", ".join(map(str, s["lrs"]))}) was chosen for each row by held-out '
+        f'training labels, at {100*rep.mid:.3g}% of them, and so was the row that is spoken of. The validation labels '
+        'were used once, after the last epoch.']
     joint = [o for o in rep.names if o.startswith('labels+')]
     if joint: says.append(f'{" and ".join(joint)}: {100*rep.mid:.3g}% of the labels and a term on all images at once, '
         'in as many steps as pretraining has; a point in the curve, and not among those that can be best.')
@@ -74,9 +77,19 @@ def _how(rep):
     lost = sorted({o['row'] for o in rep.units if 'diverged' in o})
     return says+([f'Diverged, and left out: {", ".join(lost)}.'] if lost else [])
 
-_looks = {'Nearest neighbours':'Left a validation image, beside it the training images that the best encoder finds most alike '
-    '(cosine). Green: the same class.', 'A map of the validation images':'Like beside like, by the best encoder (t-SNE); the '
-    'frame is the class.', 'Views':'What an objective is told to take for the same image.'}
+_looks = {
+    'Nearest neighbours':'Left a validation image, beside it the training images that the best encoder finds most '
+        'alike (cosine). Green: the same class.',
+    'A map of the validation images':'Like beside like, by the best encoder (t-SNE); the frame is the class.',
+    'Views':'What an objective is told to take for the same image.'}
+_notes = {
+    'accuracy':'Mean ± standard deviation over seeds; bold: best on held-out training labels. kNN: 20 neighbours '
+        'among all training images.',
+    'classes':'Share of each class that the classifier with the most labels answers rightly, in %; the largest gain '
+        'first.',
+    'costs':'Minutes of training without fine-tuning. Spread: 0 is collapse, all images in one place, about 1 is in '
+        'all directions alike. Rank: how many directions are used. Alignment: distance of two views of an image, less '
+        'is closer. Uniformity: the lower, the more evenly spread. Compare them within a column.'}
 
 def use_lines(
     rep:Report, # With a classifier and an encoder
@@ -95,22 +108,19 @@ def use_lines(
     lines += ['', f'rep = Report({str(rep.out)!r}) # the rows again: rep.frame, rep.accuracies(), rep.plot_curve()']
     return '\n'.join(lines)
 
-# %% ../../nbs/report/06_page.ipynb #d13b9e3b
+# %% ../../nbs/report/06_page.ipynb #b0e1f438
 def _sections(rep, pictures):
     "Title and body of each"
     yield 'How many labels does it save?', '<div class="two">'+''.join(_figure(_svg(rep.plot_curve(m)), c) for m,c in (
         ('tuned','Fine-tuned: all of the network is trained. A line further left needs fewer labels.'),
         ('linear','A linear classifier on frozen features.')))+'</div>'
-    yield 'Accuracy, %', _table(rep.accuracies(), rep.best)+'<p class="note">Mean ± standard deviation over seeds; bold: best '\
-        'on held-out training labels. kNN: 20 neighbours among all training images.</p>'
+    note = lambda k: f'<p class="note">{_esc(_notes[k])}</p>'
+    yield 'Accuracy, %', _table(rep.accuracies(), rep.best)+note('accuracy')
     t = rep.classes()
-    if len(t): yield 'Class by class', _table((100*t).round(1))+'<p class="note">Share of each class that the classifier '\
-        'with the most labels answers rightly, in %; the largest gain first.</p>'
-    yield 'What it cost, and how features lie', _table(rep.costs())+'<p class="note">Minutes of training without fine-tuning. '\
-        'Spread: 0 is collapse, all images in one place, about 1 is in all directions alike. Rank: how many directions are '\
-        'used. Alignment: distance of two views of an image, less is closer. Uniformity: the lower, the more evenly spread. '\
-        'Compare them within a column.</p>'
-    for k,f in pictures.items(): yield k, _figure(f'<img alt="{_esc(k)}" src="{_png(f)}">', _looks.get(k, 'What the task asks.'))
+    if len(t): yield 'Class by class', _table((100*t).round(1))+note('classes')
+    yield 'What it cost, and how features lie', _table(rep.costs())+note('costs')
+    for k,f in pictures.items():
+        yield k, _figure(f'<img alt="{_esc(k)}" src="{_png(f)}">', _looks.get(k, 'What the task asks.'))
 
 def report_html(
     rep:Report, # What there is
@@ -122,15 +132,17 @@ def report_html(
     parts = [f'<h2>{_esc(k)}</h2>{v}' for k,v in _sections(rep, pictures or {})]
     parts.append('<h2>How it was done</h2>'+''.join(f'<p>{_esc(o)}</p>' for o in _how(rep)))
     parts.append(f'<h2>Use it</h2><pre>{_esc(use_lines(rep))}</pre>')
-    asked = {k:v for k,v in {**s, **{o:rep.plan[o] for o in ('epochs','seeds','shares','steps')}}.items() if v not in (None,{},[],'')}
+    asked = {**s, **{o:rep.plan[o] for o in ('epochs','seeds','shares','steps')}}
+    asked = {k:v for k,v in asked.items() if v not in (None,{},[],'')}
     text = lambda v: ', '.join(map(str, v)) if isinstance(v, list) else \
         ', '.join(f'{k}={o}' for k,o in v.items()) if isinstance(v, dict) else v
     parts.append(f'<h2>Settings</h2>{_pairs({k:text(v) for k,v in asked.items()})}<pre>{_esc(h["command"])}</pre>'
-        f'<p class="note">{_esc(", ".join(f"{k} {v}" for k,v in h["provenance"].items()))}. Rows: {_esc(rep.out)}/rows, one JSON file a run.</p>')
+        f'<p class="note">{_esc(", ".join(f"{k} {v}" for k,v in h["provenance"].items()))}. '
+        f'Rows: {_esc(rep.out)}/rows, one JSON file a run.</p>')
     answer = ''.join(f'<p>{_esc(o)}</p>' for o in rep.answer)
-    return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'\
-        f'initial-scale=1"><title>{_esc(title)}</title><style>{_css}</style></head><body><h1>{_esc(title)}</h1>'\
-        f'<div class="answer">{answer}</div>{"".join(parts)}</body></html>\n'
+    return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '\
+        f'content="width=device-width,initial-scale=1"><title>{_esc(title)}</title><style>{_css}</style></head>'\
+        f'<body><h1>{_esc(title)}</h1><div class="answer">{answer}</div>{"".join(parts)}</body></html>\n'
 
 def write_page(
     rep:Report, # What there is

@@ -6,12 +6,12 @@
 __all__ = ['Costs', 'max_epochs', 'tune_schedule', 'plan_seconds', 'plan_total', 'fit_plan', 'say_time', 'time_steps',
            'time_looks']
 
-# %% ../../nbs/report/01_plan.ipynb #0778172c
+# %% ../../nbs/report/01_plan.ipynb #57760e1b
 import itertools, time
 from fastai.vision.all import *
 from .folder import *
 
-# %% ../../nbs/report/01_plan.ipynb #e0e23df0
+# %% ../../nbs/report/01_plan.ipynb #ce6832af
 def tune_schedule(
     n:int, # Labels
     steps:int, # Wanted
@@ -21,9 +21,9 @@ def tune_schedule(
     bs = min(bs, 64, 2**int(math.log2(max(8, n/4))))
     return bs,max(1, round(steps/max(1, n//bs)), round(steps/40))
 
-# %% ../../nbs/report/01_plan.ipynb #ddb6ac7b
+# %% ../../nbs/report/01_plan.ipynb #1633074a
 Costs = namedtuple('Costs', 'rows tune look probe')
-Costs.__doc__ = "Seconds an image: of training each row (by name), of fine-tuning, of a look without training; of the probe"
+Costs.__doc__ = "Seconds an image: of training each row (by name), of fine-tuning, of a mere look; of the probe"
 _per_epoch,_per_run = .25,1.5
 
 def plan_seconds(
@@ -54,7 +54,7 @@ def plan_total(
     seed = sum(s['pretrain'].values())+judged*s['judge']+tuned*(s['choose']/p['n_lrs']+sum(s['tune'].values()))
     return p['seeds']*seed + tuned*s['choose']*(1-1/p['n_lrs'])
 
-# %% ../../nbs/report/01_plan.ipynb #5d7c7d3d
+# %% ../../nbs/report/01_plan.ipynb #82906946
 _levels = (3,20),(3,8),(3,3),(2,3),(2,1),(1,1)
 max_epochs = 200
 
@@ -71,7 +71,8 @@ def _wishes(shares, seeds, epochs, fixed, steps):
     for s,e in _levels:
         s = ifnone(seeds, s)
         for sh in _thinner(shares, fixed):
-            for t in [steps] if steps else (400,200,100): yield dict(seeds=s, epochs=ifnone(epochs, e), shares=sh, steps=t)
+            for t in [steps] if steps else (400,200,100):
+                yield dict(seeds=s, epochs=ifnone(epochs, e), shares=sh, steps=t)
 
 def _longest(p, fits):
     "The most epochs, from those of `p`, that fit"
@@ -105,14 +106,14 @@ def fit_plan(
     p = dict(next(filter(fits, more), p), n_lrs=n_lrs)
     return {**p, 'seconds':round(total(p), 1)}
 
-# %% ../../nbs/report/01_plan.ipynb #7780be21
+# %% ../../nbs/report/01_plan.ipynb #4191bd1c
 def say_time(
     s:float, # Seconds
 )->str: # `40 s`, `12 min`, `3.5 h`
     "A length of time for a person."
     return f'{s:.0f} s' if s<90 else f'{s/60:.0f} min' if s<5400 else f'{s/3600:.1f} h'
 
-# %% ../../nbs/report/01_plan.ipynb #f66a77d3
+# %% ../../nbs/report/01_plan.ipynb #eacdc5e9
 class _Steps(Callback):
     "Note when each step ends, and stop after `n`"
     def __init__(self, n): self.n,self.at = n,[]

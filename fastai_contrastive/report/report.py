@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['time_rows', 'report']
 
-# %% ../../nbs/report/07_report.ipynb #34ba0e3b
+# %% ../../nbs/report/07_report.ipynb #c6a42c99
 import inspect, json, shutil, tempfile, time
 from filelock import FileLock
 from fastai.vision.all import *
@@ -26,11 +26,12 @@ from .runs import *
 from .figures import *
 from .page import *
 
-# %% ../../nbs/report/07_report.ipynb #2751237a
+# %% ../../nbs/report/07_report.ipynb #19bb1aa4
 def _row_learner(w, r):
     "The learner of a row, only to be timed"
     if r.kind=='pretrain':
-        return recipe_learner(w.recipe(Unit('pretrain', r.name, 0, None)), w.images.without_labels(w.s.bs), ChannelsLast())
+        recipe = w.recipe(Unit('pretrain', r.name, 0, None))
+        return recipe_learner(recipe, w.images.without_labels(w.s.bs), ChannelsLast())
     dls,every = w.images.labelled(1., 0, w.s.bs),w.images.without_labels(w.s.bs).train
     cbs = [*row_terms(r, every, w.s.part_args, w.s.views_args, w.s.weight), ChannelsLast()]
     return finetune_learner(dls, create_encoder(w.s.arch, **w.s.arch_args), cbs=cbs)
@@ -41,7 +42,8 @@ def time_rows(
     "Time a few steps of each kind."
     per = lambda learn: time_steps(learn)/min(learn.dls.train.bs, len(learn.dls.train_ds))
     rows = {r.name:per(_row_learner(w, r)) for r in w.rows.values() if r.kind in ('pretrain','joint')}
-    tune = finetune_learner(w.images.labelled(bs=min(64, w.s.bs)), create_encoder(w.s.arch, **w.s.arch_args), cbs=ChannelsLast())
+    enc = create_encoder(w.s.arch, **w.s.arch_args)
+    tune = finetune_learner(w.images.labelled(bs=min(64, w.s.bs)), enc, cbs=ChannelsLast())
     enc,n = tune.model[0],400
     x,y = torch.randn(n, enc.nf),torch.arange(n)%len(w.images.vocab)
     res = dict(tune=per(tune), look=time_looks(tune.model, tune.dls.valid))
@@ -49,7 +51,7 @@ def time_rows(
     choose_C(x.numpy(), y.numpy())
     return Costs(rows=rows, probe=(time.perf_counter()-start)/n, **res)
 
-# %% ../../nbs/report/07_report.ipynb #9c4f47b3
+# %% ../../nbs/report/07_report.ipynb #c4590445
 def _planned(asked, s, rows, kwargs, say):
     "Images, plan and costs, for the size that is asked for or the first that leaves enough time"
     sizes = [asked['size']] if asked['size'] else [128,64] if torch.cuda.is_available() else [64,32]
@@ -73,7 +75,7 @@ def _planned(asked, s, rows, kwargs, say):
         if size==sizes[-1] or (p['seeds']>=3 and p['epochs']>=20): break
     return im,p,costs,n,[f'{100*f:.3g}% of the labels, which leaves class {c} without one' for f,c in out.items()]
 
-# %% ../../nbs/report/07_report.ipynb #d8eb4256
+# %% ../../nbs/report/07_report.ipynb #9d0b2908
 def _asked_rows(names, arch, arch_args):
     "Rows that can be had here, and why others cannot"
     rows,out = parse_rows(names),[]
@@ -90,8 +92,8 @@ def _head(asked, s, out, command, kwargs, say):
         if f.exists():
             h = json.loads(f.read_text())
             if diff := differences(h['asked'], json_like(asked)):
-                raise ValueError(f"{out} holds a report with other settings ({'; '.join(diff)}). Ask for the same to go on; "
-                    'take another out= for another report')
+                raise ValueError(f"{out} holds a report with other settings ({'; '.join(diff)}). Ask for the same to "
+                    'go on; take another out= for another report')
             return h,ReportImages(s['data'], h['size'], asked['unlabelled'], **kwargs)
         rows,lost = _asked_rows(asked['rows'], s['arch'], s['arch_args'])
         for r in rows.values():
@@ -102,7 +104,7 @@ def _head(asked, s, out, command, kwargs, say):
             left_out=lost+thin, vocab=list(im.vocab), command=command, provenance=provenance())
         return json.loads(write_row(h, f).read_text()),im
 
-# %% ../../nbs/report/07_report.ipynb #812778e0
+# %% ../../nbs/report/07_report.ipynb #306852fc
 class _Progress:
     "Says which unit is begun, and how long the rest may take"
     def __init__(self, w, h, say):
@@ -129,7 +131,7 @@ class _Progress:
         self.done,self.real = self.done+self.seconds(u),self.real+time.time()-start
         return row
 
-# %% ../../nbs/report/07_report.ipynb #c79bac3a
+# %% ../../nbs/report/07_report.ipynb #5a60dbc3
 def _leave_best(rep, w):
     "Copy the best encoder, export the best classifier"
     if (f := rep.encoder_file) and f.exists():
@@ -153,20 +155,27 @@ def _finish(w, say):
     say('\n'+'\n'.join(rep.answer)+'\n\n'+rep.accuracies().to_string()+f'\n\npage: {page}')
     return rep
 
-# %% ../../nbs/report/07_report.ipynb #bea72da5
+# %% ../../nbs/report/07_report.ipynb #5c8a8838
 def _check_report(a):
     "Raise `ValueError` for what cannot be meant"
     check_numbers(size=a['size'], bs=a['bs'], epochs=a['epochs'], lr=a['lr'], wd=a['wd'], weight=a['weight'])
     check_settings(arch_args=a['arch_args'], part_args=a['part_args'], views_args=a['views_args'] or {})
     for o in a['lrs']: check_numbers(lr=o)
     if not a['lrs']: raise ValueError('no learning rates to choose from: pass lrs=(1e-3,4e-3)')
-    if not (isinstance(a['hours'], Number) and 0<a['hours']<math.inf): raise ValueError(f'hours must be above 0: got {a["hours"]}')
+    if not (isinstance(a['hours'], Number) and 0<a['hours']<math.inf):
+        raise ValueError(f'hours must be above 0: got {a["hours"]}')
     for k,what in dict(seeds='how many there are', steps='how many there are in a fine-tuning').items():
-        if a[k] is not None and not (isinstance(a[k], int) and a[k]>0): raise ValueError(f'{k} is {what}, 1 or more: got {a[k]}')
+        if a[k] is not None and not (isinstance(a[k], int) and a[k]>0):
+            raise ValueError(f'{k} is {what}, 1 or more: got {a[k]}')
     for k in a['part_args']:
         if k not in {p for r in parse_rows(a['rows']).values() for p in r.parts}:
             raise ValueError(f'part_args: settings of {k!r}, which is in none of the rows')
     build_arch(a['arch'], a['arch_args'])
+
+def _arch_here(args):
+    "An arch, and its settings if there are none, for this machine"
+    if torch.cuda.is_available(): return 'xresnet34',args
+    return 'xresnet_narrow',args or dict(nf=128, blocks=1)
 
 def report(
     data:str|Path, # As for `data_path`: synth, imagenette, imagewang, or a folder with train/ and val/, perhaps unsup/
@@ -193,32 +202,37 @@ def report(
     command:str='', # How it was asked for, for the page
     **kwargs # For the loaders: `num_workers`, `skip_bad`, `device`
 )->Report: # The folder, read
-    """Compare ways to start on somebody's images, within a time, and write a page. Raises `ValueError` and `OSError` before
-    training; a `KeyboardInterrupt` says what is there."""
+    """Compare ways to start on somebody's images, within a time, and write a page. Raises `ValueError` and `OSError`
+    before training; a `KeyboardInterrupt` says what is there."""
     command = command or _as_call({k:v for k,v in locals().items() if k!='kwargs'}, kwargs)
-    if arch is None: arch,arch_args = ('xresnet34',arch_args) if torch.cuda.is_available() else ('xresnet_narrow',arch_args or dict(nf=128, blocks=1))
+    if arch is None: arch,arch_args = _arch_here(arch_args)
     s = dict(data=str(data), arch=arch, arch_args=arch_args or {}, bs=bs, lr=lr, lrs=list(L(lrs)), wd=wd, weight=weight,
         part_args=part_args or {}, views_args=views_args or {})
     rows = rows if isinstance(rows, str) else ','.join(L(rows))
-    asked = {**s, 'rows':rows, 'unlabelled':unlabelled and str(unlabelled), 'fractions':fractions and list(L(fractions)),
-        'hours':hours, 'size':size, 'epochs':epochs, 'seeds':seeds, 'steps':steps, 'views_args':views_args}
+    asked = {**s, 'rows':rows, 'unlabelled':unlabelled and str(unlabelled),
+        'fractions':fractions and list(L(fractions)), 'hours':hours, 'size':size, 'epochs':epochs,
+        'seeds':seeds, 'steps':steps, 'views_args':views_args}
     _check_report(asked)
     out = Path(out).expanduser()
     with on_interrupt(lambda: _so_far(out)):
         h,im = _head(asked, s, out, command, kwargs, say)
         p = h['plan']
-        w = Work(im, parse_rows(h['settings']['rows']), p, {k:v for k,v in h['settings'].items() if k!='rows'}, out, lines)
+        s = {k:v for k,v in h['settings'].items() if k!='rows'}
+        w = Work(im, parse_rows(h['settings']['rows']), p, s, out, lines)
         for o in h['left_out']: say(f'left out: {o}')
         say(f'{len(w.units())} runs, about {say_time(p["seconds"])} in all: {", ".join(w.rows)}; {p["epochs"]} epochs, '
-            f'{len(p["seeds"])} seed{"s"*(len(p["seeds"])>1)}, {h["size"]} px, labels: {", ".join(f"{100*f:.3g}%" for f in p["shares"])}')
+            f'{len(p["seeds"])} seed{"s"*(len(p["seeds"])>1)}, {h["size"]} px, labels: '
+            +', '.join(f'{100*f:.3g}%' for f in p['shares']))
         share_units(w.units(), out/'rows', w.needs, _Progress(w, h, say))
         return _finish(w, say)
 
 def _as_call(given, kwargs):
     "The call as Python, without what is as by default"
     default = {k:p.default for k,p in inspect.signature(report).parameters.items()}
-    other = {k:v for k,v in given.items() if k in default and k not in ('data','lines','say','command') and v!=default[k]}
-    args = [repr(str(given['data'])), *(f'{k}={(str(v) if isinstance(v, Path) else v)!r}' for k,v in {**other, **kwargs}.items())]
+    own = 'data','lines','say','command'
+    other = {k:v for k,v in given.items() if k in default and k not in own and v!=default[k]}
+    text = lambda v: repr(str(v) if isinstance(v, Path) else v)
+    args = [text(str(given['data'])), *(f'{k}={text(v)}' for k,v in {**other, **kwargs}.items())]
     return f'report({", ".join(args)})'
 
 def _so_far(out):
