@@ -31,7 +31,7 @@ html_static_path,html_css_files = ['style.css'],['style.css']
 html_math_renderer = 'mathml'
 html_show_sourcelink = html_copy_source = html_show_copyright = False
 
-floors = 'tutorials','parts','data','terms','objectives','pretext','evaluation','runs','commands'
+floors = 'tutorials','parts','data','terms','objectives','pretext','evaluation','runs','report','commands'
 
 def read(f): return nbformat.read(f, as_version=4)
 

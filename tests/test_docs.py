@@ -73,7 +73,7 @@ def test_reached(site, soup):
     got = [o['href'] for o in soup(site/'index.html').select('.sidebar-tree a.internal')]
     assert {f'{o.as_posix()}.html' for o in sources} <= {*got, 'index.html'}
     floors = [o.split('/')[0] for o in got if o.endswith('/index.html')]
-    assert floors == ['tutorials','parts','data','terms','objectives','pretext','evaluation','runs','commands']
+    assert floors == ['tutorials','parts','data','terms','objectives','pretext','evaluation','runs','report','commands']
     for k in floors[1:]: assert (ps := [o for o in got if o.startswith(f'{k}/0') or o.startswith(f'{k}/1')]) == sorted(ps)
 
 def test_every_floor_is_in_the_documentation(conf):

@@ -101,7 +101,7 @@ def our_imports(src):
         yield from (o.removeprefix(f'{name}.') for o in mods if o.startswith(f'{name}.') and not o.endswith('__version__'))
 
 # From the ground up; folders side by side know nothing of one another
-floors = [['parts'], ['data'], ['terms'], ['objectives','pretext'], ['evaluation'], ['runs'], ['commands']]
+floors = [['parts'], ['data'], ['terms'], ['objectives','pretext'], ['evaluation'], ['runs'], ['report'], ['commands']]
 
 def place(nb): return next(i for i,o in enumerate(floors) if nb.parent.name in o), int(nb.name[:2])
 

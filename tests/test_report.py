@@ -1,0 +1,128 @@
+"A report: what it writes, that it goes on, what it refuses, and that nobody's validation labels choose anything"
+import json
+from html.parser import HTMLParser
+
+import pytest
+from fastai.vision.all import Path, nn, noop, partial, re, shutil, torch
+from fastai_contrastive.all import *
+from fastai_contrastive.report import report as module
+
+small = dict(fractions=[.5,1.], size=32, rows='scratch,simclr', arch='xresnet_narrow', arch_args=dict(nf=16, blocks=1), epochs=1,
+    seeds=2, steps=4, lrs=[1e-3,4e-3], bs=20, num_workers=0, device='cpu')
+
+class Page(HTMLParser):
+    "Every tag that is opened is closed in its turn"
+    def __init__(self, text):
+        super().__init__()
+        self.open,self.links,self.text = [],[],''
+        self.feed(text)
+        assert not self.open, self.open
+    def handle_starttag(self, tag, attrs):
+        self.links += [v for k,v in attrs if k in ('src','href','xlink:href') and not v.startswith(('#','data:'))]
+        if tag not in ('meta','img','br'): self.open.append(tag)
+    def handle_startendtag(self, tag, attrs): self.links += [v for k,v in attrs if k in ('src','href') and not v.startswith(('#','data:'))]
+    def handle_endtag(self, tag): assert self.open.pop()==tag
+    def handle_data(self, data): self.text += data
+
+@pytest.fixture(scope='module')
+def made(synth, tmp_path_factory):
+    "A small report, and what it said"
+    said = []
+    rep = report(synth, out=tmp_path_factory.mktemp('report')/'r', say=said.append, **small)
+    return rep,said
+
+def test_report(made, synth):
+    "All rows with seed and commit, a page that stands alone, an encoder and a classifier by the lines that the page gives"
+    rep,said = made
+    assert len(rep.units)==len(Work(None, parse_rows(small['rows']), rep.plan, {}, rep.out).units())==18
+    assert all(o['commit'] for o in rep.units if o['what'] in ('pretrain','tune','judge'))
+    text = (rep.out/'report.html').read_text()
+    page = Page(text)
+    assert not page.links and not re.search(r'https?:|@import|url\(http', text)
+    for o in ('Accuracy, %','Class by class','Nearest neighbours','A map of the validation images','Views','Use it','report('): assert o in page.text
+    assert text.index('class="answer"')<text.index('<h2>') and rep.answer[0] in page.text
+    ns = {}
+    exec(use_lines(rep).replace("learn.fit_one_cycle(10, 4e-3)", '').replace("'a_picture.jpg'", repr(str(image_files(synth, 'val')[0]))), ns)
+    assert ns['rep'].answer==rep.answer and ns['learn'].model[0].recipe['seed'] in (0,1)
+    assert 'of it' in said[3] and said[-1].endswith('report.html')
+
+def test_once(made):
+    "The validation images are looked at after the last epoch of a fine-tuning, and by nothing that is chosen by"
+    rep,_ = made
+    by = {k:[o for o in rep.units if o['what']==k] for k in ('choose','tune')}
+    assert {tuple(map(float, o['tried'])) for o in by['choose'] if o['seed']==0}=={(.001,.004)} # Later seeds have what the first chose
+    for o in by['tune']: assert o['lr']==next(c['lr'] for c in by['choose'] if (c['row'],c['seed'])==(o['row'],0)) and o['n_valid']==30
+
+def test_goes_on(made, synth, monkeypatch):
+    "The same again does nothing twice; a run that is gone is done again; another setting is refused before anything is touched"
+    rep,_ = made
+    before = {o.name:o.stat().st_mtime_ns for o in (rep.out/'rows').glob('*.json')}
+    (rep.out/'rows'/'tune-scratch-1-0.5.json').unlink()
+    with pytest.raises(ValueError, match='epochs: 1 then, 2 now.*take another out'): report(synth, out=rep.out, say=noop, **{**small, 'epochs':2})
+    monkeypatch.setattr(Report, 'pictures', lambda self, images: {})
+    report(synth, out=rep.out, say=noop, **small)
+    after = {o.name:o.stat().st_mtime_ns for o in (rep.out/'rows').glob('*.json')}
+    assert [k for k in after if after[k]!=before[k]]==['tune-scratch-1-0.5.json'] and set(after)==set(before)
+
+def test_stopped(synth, tmp_path, monkeypatch):
+    "Ctrl-C says what is there"
+    monkeypatch.setattr(module, 'time_rows', lambda w: Costs({'simclr':.001}, .001, .001, .001))
+    def _stop(self, u):
+        if u.what=='choose': raise KeyboardInterrupt
+        return {}
+    monkeypatch.setattr(Work, '__call__', _stop)
+    with pytest.raises(KeyboardInterrupt, match='1 runs that are done.*the same again goes on'): report(synth, out=tmp_path/'r', say=noop, **small)
+
+@pytest.mark.parametrize('kw,msg', [(dict(rows='scratch,simcrl'), "Did you mean 'simclr'"), (dict(fractions=[.01]), 'leaves class'), (dict(fractions=[2]), 'is a share'),
+    (dict(hours=0), 'hours must be above 0'), (dict(seeds=0), 'seeds is how many'), (dict(lrs=[0.]), 'lr must be above 0'), (dict(part_args=dict(byol={})), 'none of the rows'),
+    (dict(part_args=dict(simclr=dict(tmp=1))), 'tmp'), (dict(arch='xresnet_narow'), "xresnet_narrow"), (dict(rows='scratch,published'), 'not on this machine')])
+def test_refused(synth, tmp_path, kw, msg):
+    "What cannot be meant is refused before a plan is written"
+    with pytest.raises(ValueError, match=msg): report(synth, out=tmp_path/'r', say=noop, **{**small, **kw})
+    assert not (tmp_path/'r'/'plan.json').exists()
+
+def test_no_validation_folder(synth, tmp_path):
+    "A folder of class folders: a fifth is for the end, the same with every seed, and neither pretraining nor held-out labels see it"
+    shutil.copytree(synth/'train', tmp_path/'own')
+    im = ReportImages(tmp_path/'own', 32, num_workers=0)
+    end = set(im.valid)
+    assert len(end)==10 and not end & set(im.files)
+    for dls in (im.labelled(.5, 1), im.labelled(1., 2)): assert set(dls.valid_ds.items)==end
+    held = im.labelled(hold_out=.3)
+    for ds in (held.train_ds, held.valid_ds, im.without_labels(8).train_ds): assert not end & set(ds.items)
+    assert not set(held.train_ds.items) & set(held.valid_ds.items)
+
+def test_named_folder_above(synth):
+    "A folder of unlabelled images that holds the validation images as well: they are left out, and none is there twice"
+    im = ReportImages(synth, 32, synth, num_workers=0)
+    assert not set(map(Path, im.extra)) & set(im.valid) and im.n_unlabelled==40+20==len(set(im.without_labels(8).train_ds.items))
+
+def test_plan_fits():
+    "More hours never give fewer seeds or epochs at that many seeds, and none takes longer than there is"
+    costs,n = Costs(dict(a=1/300, b=1/100), 1/300, 1/900, 1e-3),dict(train=5000, valid=1000, unlabelled=20000)
+    total = partial(plan_total, costs=costs, n=n, tuned=3, judged=3)
+    plans = [(h,fit_plan(h, total, list(label_shares))) for h in (.5,1,2,4,8,16,64,400)]
+    for h,p in plans: assert total(p)<=3600*h and p['shares'][0]==.01
+    seeds = [p['seeds'] for _,p in plans]
+    assert seeds==sorted(seeds) and seeds[0]<3 and seeds[-1]==5 and plans[-1][1]['epochs']==200
+    p = fit_plan(1e3, total, [.1,1.], epochs=7, seeds=2, steps=50)
+    assert (p['epochs'],p['seeds'],p['steps'],p['shares'])==(7,2,50,[.1,1.])
+
+def test_own_task():
+    "What a user defines takes part by its name, with nothing else to do"
+    class OwnTurn(Rotation): pass
+    try: assert parse_rows('scratch,own_turn+simclr')['own_turn+simclr'].parts==['own_turn','simclr']
+    finally: del PretextTask.registry['own_turn']
+
+def test_published(monkeypatch, tmp_path):
+    "Weights that are on the disk are taken; a function that takes pretrained=True and does nothing with it has none"
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    assert published_encoder('resnet18') is None
+    from torchvision.models import resnet18, ResNet18_Weights
+    f = tmp_path/'hub'/'checkpoints'/Path(ResNet18_Weights.DEFAULT.url).name
+    f.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(resnet18().state_dict(), f)
+    monkeypatch.setattr('torchvision.models._api.WeightsEnum.get_state_dict', lambda self, *a, **kw: torch.load(f))
+    assert published_encoder('resnet18') is not None
+    def no_such_weights(pretrained=False): return nn.Sequential(nn.Conv2d(3, 4, 3))
+    assert published_encoder(no_such_weights) is None
