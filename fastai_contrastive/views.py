@@ -121,7 +121,20 @@ def __call__(self:Views,
 )->list: # `n` tensors (bs, c, *size), then `n_small` of (bs, c, *small_size); normalised, dtype and device as `x`
     "Random views of each image. Raises `TypeError` or `ValueError` for no batch of float images as `setup` saw them."
     self._check_x(x)
-    return self._make(x, [self.draw(len(x), *x.shape[-2:], i, x.device) for i in range(self.n+self.n_small)])
+    return self._make(x, self._draw_all(x))
+
+@patch
+def _draw_all(self:Views, x):
+    return [self.draw(len(x), *x.shape[-2:], i, x.device) for i in range(self.n+self.n_small)]
+
+@patch
+@torch.no_grad()
+def but_first(self:Views,
+    x:Tensor, # Batch as the dataloaders give it, (bs, c, h, w)
+)->list: # `x` itself, then the second view and all others as a call would give them
+    "As a call, for who has a first view already: it is drawn, so that the others stay the same, and not made."
+    self._check_x(x)
+    return [x.as_subclass(Tensor), *self._make(x, self._draw_all(x)[1:])]
 
 # %% ../nbs/parts/22_views.ipynb #99fd7575
 def simclr_views(
