@@ -9,7 +9,7 @@ tensors of bytes. lightly normalises too, the others were not asked to.
     pip install kornia lightly
     OMP_NUM_THREADS=2 python nbs/results/views.py --threads 2
 """
-import os, platform, re, sys, time
+import json, os, platform, re, sys, time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
@@ -108,13 +108,14 @@ def main(
     only:str='', # One case
     out:str='nbs/results/views.json', # Where the rows go
 ):
-    "Time the views of each library, in turns."
+    "Time the views of each library, in turns; rows of other cases and numbers of threads stay."
     check_writable(out)
     set_seed(0)
     torch.set_num_threads(threads)
-    rows = []
+    rows = {(o['case'],o['threads']):o for o in (json.loads(Path(out).read_text()) if Path(out).exists() else [])}
     for case in [only] if only else cases:
-        rows.append({**measured(case, bs, repeats, least), 'threads':threads, **versions(), **provenance(),
-            'processor':processor(), 'load':[round(o, 1) for o in os.getloadavg()], 'command':command()})
-        print(case, rows[-1]['views_per_second'], rows[-1]['times'], flush=True)
-    write_row(rows, out)
+        row = {**measured(case, bs, repeats, least), 'threads':threads, **versions(), **provenance(),
+            'processor':processor(), 'load':[round(o, 1) for o in os.getloadavg()], 'command':command()}
+        rows[case,threads] = row
+        print(case, row['views_per_second'], row['times'], flush=True)
+        write_row([*rows.values()], out)
