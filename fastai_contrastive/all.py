@@ -7,6 +7,9 @@ from fastai_contrastive.memory import *
 from fastai_contrastive.stats import *
 from fastai_contrastive.frames import *
 from fastai_contrastive.processes import *
+from fastai_contrastive.view_mats import *
+from fastai_contrastive.view_rows import *
+from fastai_contrastive.view_settings import *
 from fastai_contrastive.views import *
 from fastai_contrastive.patches import *
 from fastai_contrastive.lending import *

@@ -9,7 +9,7 @@ __all__ = ['xresnet_narrow', 'timm_arch', 'arch_names', 'nearest', 'create_encod
 import difflib, torchvision
 from fastai.vision.all import *
 from fastai.vision import models as fastai_models
-from .views import channel_split
+from .view_mats import channel_split
 from .backbone import *
 from .backbone import _class_name
 from .bodies import *

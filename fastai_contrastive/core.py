@@ -113,8 +113,9 @@ def inputs(self:ContrastiveCallback,
     "Views of the images; tells the objective which images they are, if it asks. `TypeError` where it needs clips."
     self.objective.ids = self._rows()
     x = taken(x, self.objective.takes, self.name)
-    if x.ndim==5: return [v.as_subclass(Tensor).unflatten(0, x.shape[:2]) for v in self.views(x.flatten(0,1))]
-    return [v.as_subclass(Tensor) for v in self.views(x)]
+    make = getattr(self.views, 'but_first', self.views) if self.share else self.views
+    if x.ndim==5: return [v.as_subclass(Tensor).unflatten(0, x.shape[:2]) for v in make(x.flatten(0,1))]
+    return [v.as_subclass(Tensor) for v in make(x)]
 
 @patch
 def before_train(self:ContrastiveCallback):

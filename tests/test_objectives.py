@@ -658,3 +658,27 @@ def test_repr_shows_what_is():
     assert repr(o)=='SimCLR()'
     o.hidden = 64
     assert repr(o)=='SimCLR(hidden=64)'
+
+def passes(m, f):
+    "Shapes of the batches that go through the first layer of `m` while `f` runs"
+    seen,first_layer = [],next(o for o in m.modules() if isinstance(o, nn.Conv2d))
+    h = first_layer.register_forward_hook(lambda _,x,y: seen.append((len(x[0]), *x[0].shape[-2:])))
+    try: f()
+    finally: h.remove()
+    return seen
+
+@pytest.mark.parametrize('name', [o for o in names if Objective.registry[o].teacher])
+def test_no_pass_is_made_twice_or_for_nothing(name):
+    "One pass for each size of the student's views and one for the teacher's, of those views alone, each of which the loss feels"
+    obj,x = make(name),torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    enc = conv(obj)
+    obj.set_up(enc)
+    views = obj.views()(x)
+    want = lambda vs: sorted((4*n, s, s) for s,n in Counter(v.shape[-1] for v in vs).items())
+    assert sorted(passes(enc, lambda: obj(enc, views, None)))==want(views[obj.student_views])
+    assert sorted(passes(obj.ema.encoder, lambda: obj(enc, views, None)))==want(views[obj.teacher_views])
+    obj.eval()
+    loss = same_draws(lambda vs: obj(enc, vs, None))
+    for i,v in enumerate(views):
+        other = [o.flip(0) if i==j else o for j,o in enumerate(views)]
+        assert not torch.equal(loss(views), loss(other)), f'view {i} of {len(views)}'

@@ -9,6 +9,7 @@ from fastai_contrastive.data import synth_dls
 from fastai_contrastive.losses import nt_xent
 from fastai_contrastive.encoder import *
 from fastai_contrastive.guest import TermOnly, frozen_stats
+from fastai_contrastive.views import Views
 
 pytestmark = pytest.mark.usefixtures('strict')
 
@@ -93,3 +94,17 @@ def test_a_pass_is_saved(make, share):
     first.forward = counted
     fit(learn)
     assert seen==([8,8] if share else [8,16])
+
+def test_the_first_view_of_a_shared_pass_is_not_made():
+    "It is drawn, so that the others are those of a callback that does not share"
+    seen = {}
+    class Seen(Views):
+        def _make(self, x, ps, scale=None):
+            seen.setdefault(share, []).append((len(ps), res := super()._make(x, ps, scale)))
+            return res
+    for share in (False,True):
+        learn = shared_learn(task_learn, share=share, views=Seen())
+        set_seed(2)
+        fit(learn)
+    (n,a),(m,b) = seen[False][0],seen[True][0]
+    assert (n,m)==(2,1) and torch.equal(a[1], b[0])

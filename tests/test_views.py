@@ -424,3 +424,61 @@ def test_a_loader_shared_among_processes_is_looked_through(folder):
     dls = make_dls(folder)
     dl = DistributedDL(dls.train, 0, 2)
     assert stats_of(dl)==dls_stats(dls) and Views().setup(dl).mean
+
+# Two ways to one view: by matrices, and row by row
+
+def by_matrices(v, x): return [v._by_matrices(x, v.draw(len(x), *x.shape[-2:], i), *v._scale(x)) for i in range(v.n+v.n_small)]
+
+TWO_WAYS = {'plain':dict(), 'simclr':dict(scale=(.08,1.), brightness=.8, contrast=.8, saturation=.8, hue=.2, p_solarize=.3), 'whole':dict(scale=None),
+    'small':dict(n_small=3, small_size=(10,14)), 'wide':dict(size=(24,40), p_blur=1.), 'up':dict(size=96), 'down':dict(size=9, p_blur=(1.,.3)),
+    'one row':dict(size=(1,8)), 'weak':dict(p_jitter=0, p_grey=0), 'sharp':dict(p_blur=0), 'range':dict(value_range=(0.,.7), mean=(0.,), std=(1.,))}
+
+@pytest.mark.parametrize('c', [1,3,5])
+@pytest.mark.parametrize('kw', TWO_WAYS.values(), ids=TWO_WAYS)
+def test_two_ways_to_one_view(kw, c):
+    "Equal draws in equal order, and equal pixels, on random ones, but for one on solarize's threshold"
+    x,v = torch.rand(7,c,48,64,generator=torch.Generator().manual_seed(0)),Views(**kw)
+    v._said = True
+    torch.manual_seed(2); a = v(x)
+    torch.manual_seed(2); b = by_matrices(v, x)
+    assert len(a)==len(b)
+    for i,j in zip(a, b):
+        assert i.shape==j.shape and i.is_contiguous()
+        off = (i-j).abs()
+        assert off.max()<1e-5 or v.p_solarize and (off<1e-5).float().mean()>.999, f'off by {off.max():.1e}'
+
+@pytest.mark.parametrize('bs,step', [(1,1), (7,2), (7,3), (7,7)])
+def test_pieces_are_the_whole(bs, step, monkeypatch):
+    "However the batch is cut, each sample is the same to the bit"
+    import fastai_contrastive.view_rows as rows
+    x,v = images(bs)*(1+torch.arange(bs))[:,None,None,None],Views(n_small=1, p_solarize=.3, mean=(0,), std=(1,))
+    torch.manual_seed(2); a = v(x)
+    monkeypatch.setattr(rows, '_piece', step*x[0].numel())
+    torch.manual_seed(2); b = v(x)
+    assert all(torch.equal(i,j) for i,j in zip(a, b))
+
+def test_views_that_are_drawn_in_unlike_ways():
+    "One view without colour, one without blur: as ReSSL's, and by hand"
+    x,v = images(),Views(n=3)
+    ps = [v.draw(6, 64, 64, i) for i in range(3)]
+    ps[0].colour = ps[1].sigma = None
+    for o,p in zip(v._make(x, ps), ps): close(o, v._by_matrices(x, p, *v._scale(x)), 1e-5)
+
+def test_views_keep_their_own_memory():
+    a,b = Views()(images())
+    assert a.untyped_storage().data_ptr()!=b.untyped_storage().data_ptr() and a.untyped_storage().nbytes()==a.numel()*4
+
+def test_but_first_draws_and_leaves_out():
+    x,v = images(),Views(n=2, n_small=1)
+    torch.manual_seed(4); a,after = v(x),torch.rand(1)
+    torch.manual_seed(4); b,then = v.but_first(x),torch.rand(1)
+    assert torch.equal(after, then) and torch.equal(b[0], x) and all(torch.equal(i,j) for i,j in zip(a[1:], b[1:]))
+
+@pytest.mark.parametrize('v', [Views(mean=(.5,)*3, std=(.2,)*3, n_small=2, p_solarize=.3), byol_views(), Views(scale=None)], ids=repr)
+def test_nothing_is_read_back_from_a_gpu(v):
+    "On a GPU that is not there: whatever reads a number, or meets a tensor of the processor, raises. Nothing fake stays"
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    with FakeTensorMode():
+        out = v(torch.rand(4, 3, 32, 32, device='cuda'))
+        assert all(o.device.type=='cuda' and len(o)==4 for o in out)
+    assert all(type(o) is torch.Tensor and o.isfinite().all() for o in v.but(mean=None, std=None)(images()))
