@@ -12,6 +12,7 @@ from fastai.callback.tracker import *
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.callback.fp16 import MixedPrecision
 from fastai_contrastive.all import *
+from fastai_contrastive.precision import PassPrecision
 from fastai_contrastive.archs import split_encoder
 from fastai_contrastive.resumable import Resumable
 from fastai_contrastive.learner_state import opt_state
@@ -61,7 +62,9 @@ def _more():
     return {
         'ranger':dict(opt_func=ranger), 'adamw':dict(opt_func=torch_adamw), 'workers':dict(num_workers=2),
         'bf16':beside(lambda p: Bf16()), 'mixup':beside(lambda p: MixUp()), 'clip':beside(lambda p: GradientClip(.1)),
-        'accumulate':beside(lambda p: GradientAccumulation(16)), 'schedule':one(weight=SchedCos(0, 1)),
+        'passes':beside(lambda p: PassPrecision('bf16')), 'chunk':one(chunk=3), 'chunk bf16':dict(cbs=lambda p: [
+            ContrastiveCallback(made(BYOL), chunk=3), PassPrecision('bf16')]),
+        'cache':dict(cache=True), 'cache workers':dict(cache=True, num_workers=2), 'accumulate':beside(lambda p: GradientAccumulation(16)), 'schedule':one(weight=SchedCos(0, 1)),
         'balanced':one(weight=Balanced(every=2)),
         'dl':dict(cbs=lambda p: [ContrastiveCallback(SimCLR(dim=6), dl=loaders(False).train)]),
         'dl workers':dict(cbs=lambda p: [PretextTerm(Rotation(), dl=loaders(False, num_workers=2).train)]),
@@ -88,6 +91,7 @@ def learner(case, path, *more):
     kw = dict(_more().get(case, {}))
     fit,base,cbs = kw.pop('fit', 'one'),kw.pop('base', None),kw.pop('cbs', lambda p: [ContrastiveCallback(SimCLR(dim=6))])
     workers,train_metrics,name = kw.pop('num_workers', 0),kw.pop('train_metrics', False),case
+    cache = dict(cache=True) if kw.pop('cache', False) else {}
     if case not in _more():
         base,_,name = ('',None,case) if '+' not in case else case.partition('+')
         if case.startswith('base '): base,name = case.split()[1],''
@@ -95,7 +99,7 @@ def learner(case, path, *more):
     clips = needs_clips(name or base)
     alone = base=='' and case not in _more()
     labelled = not alone and base in ('labels',None) or getattr(Objective.registry.get(name), 'needs_labels', False)
-    dls = loaders(labelled, clips, workers)
+    dls = loaders(labelled, clips, workers, **cache)
     set_seed(1)
     enc = encoder(case)
     cbs = [*cbs(path), *more]

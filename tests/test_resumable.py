@@ -34,7 +34,7 @@ def goes_on(case, tmp_path, n=8):
     assert Checkpoints(tmp_path/'run').files
     assert not unequal(whole, end(run(case, tmp_path/'run', seed=5)))
 
-some = ['simclr','task+byol','labels+swav','pirl','base inpainting','ranger','workers','bf16','accumulate','ids dl','two terms',
+some = ['simclr','task+byol','labels+swav','pirl','base inpainting','ranger','workers','bf16','chunk bf16','cache','accumulate','ids dl','two terms',
         'trackers','two fits']
 assert not set(some)-set(cases())
 
