@@ -100,7 +100,7 @@ def _make(self:Views, x, ps, scale=None):
     x = x.as_subclass(Tensor)
     m,d = scale or self._scale(x)
     with torch.autocast(x.device.type, enabled=False):
-        if x.device.type=='cpu' and is_plain(x) and len(x): res = mixed_views(x, ps, (m,d), self.blur_width)
+        if x.device.type=='cpu' and has_values(x) and len(x): res = mixed_views(x, ps, (m,d), self.blur_width)
         else: res = [self._by_matrices(x, p, m, d) for p in ps]
     return [v.to(x.dtype) for v in res]
 

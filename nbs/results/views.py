@@ -1,10 +1,10 @@
 r"""How many views a second, beside kornia's, lightly's and torchvision's of the same recipe?
 
-SimCLR's: a random part of the image (.08 to 1 of its area), mirrored, jittered in colour (.8 .8 .8 .2) with a chance of
-.8, grey with .2, blurred with .5; and SwAV's eight, two large and six small. All take turns in one process, and what
-counts is the ratio of each round, of which the median is kept: a machine that is busy for a minute is so for all of
-them. Each library gets what its users give it: kornia and this one a batch of floats, lightly images of PIL, torchvision
-tensors of bytes. lightly normalises too, the others were not asked to.
+SimCLR's: a random part of the image (.08 to 1 of its area), mirrored, jittered in colour (.8 .8 .8 .2) with a chance
+of .8, grey with .2, blurred with .5; and SwAV's eight, two large and six small. All take turns in one process, and
+what counts is the ratio of each round, of which the median is kept: a machine that is busy for a minute is so for all
+of them. Each library gets what its users give it: kornia and this one a batch of floats, lightly images of PIL,
+torchvision tensors of bytes. lightly normalises too, the others were not asked to.
 
     pip install kornia lightly
     OMP_NUM_THREADS=2 python nbs/results/views.py --threads 2
@@ -35,7 +35,8 @@ def ours(pil, x, big, small, n_small):
 
 def of_kornia(pil, x, big, small, n_small):
     import kornia.augmentation as K
-    def _pipe(s, scale): return K.AugmentationSequential(K.RandomResizedCrop((s,s), scale=scale), K.RandomHorizontalFlip(),
+    def _pipe(s, scale): return K.AugmentationSequential(
+        K.RandomResizedCrop((s,s), scale=scale), K.RandomHorizontalFlip(),
         K.ColorJitter(.8, .8, .8, .2, p=.8), K.RandomGrayscale(p=.2),
         K.RandomGaussianBlur((width(s),)*2, (.1,2.), p=.5), data_keys=['input'])
     pipes = [(n,_pipe(s, scale)) for n,s,scale in parts(big, small, n_small)]
