@@ -66,12 +66,13 @@ def _thinner(shares, fixed):
     yield [o for i,o in enumerate(shares) if i%2==0 or o==mid]
     yield [shares[0], *[mid]*(mid not in (shares[0],shares[-1])), shares[-1]]
     yield [o for o in shares if o<=mid]
+    yield list(dict.fromkeys([shares[0],mid]))
 
 def _wishes(shares, seeds, epochs, fixed, steps):
     for s,e in _levels:
         s = ifnone(seeds, s)
         for sh in _thinner(shares, fixed):
-            for t in [steps] if steps else (400,200,100):
+            for t in [steps] if steps else (400,200,100,50):
                 yield dict(seeds=s, epochs=ifnone(epochs, e), shares=sh, steps=t)
 
 def _longest(p, fits):

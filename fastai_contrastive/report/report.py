@@ -196,7 +196,7 @@ def report(
     views_args:dict|None=None, # What to change about the views
     epochs:int|None=None, # Of pretraining; as many as there is time for if None
     seeds:int|None=None, # How many; up to five, by the time, if None
-    steps:int|None=None, # Of fine-tuning, at least; 100 to 400, by the time, if None
+    steps:int|None=None, # Of fine-tuning, at least; 50 to 400, by the time, if None
     lines:Callable=Quiet, # Label → callback that shows a run
     say:Callable=print, # Is told what goes on
     command:str='', # How it was asked for, for the page
