@@ -27,7 +27,8 @@ th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #e3e8ee}td{wh
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff}tr.best td{font-weight:600}
 figure{margin:.6rem 0;text-align:center}figure svg,figure img{max-width:100%;height:auto}.two{display:grid;gap:1rem}
 pre{background:#f5f7f9;padding:.8rem;border-radius:4px;overflow-x:auto;font-size:.82rem;line-height:1.4}
-.kv td{white-space:normal;text-align:left;overflow-wrap:anywhere;vertical-align:top}.two>*{min-width:0}
+.kv td{white-space:normal;text-align:left;overflow-wrap:anywhere;vertical-align:top}
+.kv td:first-child{white-space:nowrap}.two>*{min-width:0}
 @media(min-width:50rem){.two{grid-template-columns:1fr 1fr}}'''.replace('\n', '')
 
 def _esc(o): return html.escape(str(o))
