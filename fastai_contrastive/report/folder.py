@@ -25,7 +25,8 @@ class ReportImages:
         has = any((self.path/o).is_dir() for o in ('val','valid'))
         self.valid_pct = None if has else .2
         found = _labelled_files(self.path, 'train', None, self.valid_pct, None, skip_bad, None, 42)
-        self.files,self.valid,self.labels,self.vocab,self._label = found
+        self.files,self.valid,_,labels,self.vocab,self._label = found
+        self.labels = list(labels)
         self.extra = self._more(unlabelled, skip_bad)
         if len(self.vocab)<2: raise ValueError(f'a report needs two classes to tell apart: {self.path} has one')
 
