@@ -146,7 +146,8 @@ def bench_case(
     limit,whole,waited = zip(*_turns(learn, clock, n, repeats, lr))
     ratios = [l/w for l,w in zip(limit, whole)]
     speeds = dict(limit=round(n*bs/median(limit), 1), learner=round(n*bs/median(whole), 1))
-    return dict(case=case, n=n, repeats=repeats, precision=learn.pass_precision.chosen, **speeds, ratio=round(median(ratios), 3),
+    speeds = dict(precision=learn.pass_precision.chosen, **speeds)
+    return dict(case=case, n=n, repeats=repeats, **speeds, ratio=round(median(ratios), 3),
         ratios=[round(o, 3) for o in ratios], waiting=round(median(a/w for w,a in zip(whole, waited)), 3))
 
 # %% ../nbs/runs/09_bench.ipynb #dada3efe

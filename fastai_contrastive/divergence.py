@@ -89,6 +89,7 @@ def _stop(self:StopOnDivergence, what, bad, step, epoch):
     also = f', and with it that of {" and ".join(names[1:])}' if names[1:] else ''
     why = f'the loss of {k} is {v}{also}' if what=='loss' else f'the gradient of {k} is not finite (all losses are)'
     late = self.learn.train_iter-step
-    ws = f'It was seen {late} steps later: the weights are spoilt' if late else 'The weights are those of the step before'
+    ws = f'It was seen {late} steps later, and the weights are spoilt' if late else \
+        'The weights are those of the step before'
     raise Diverged(f'the run has diverged at step {step} (epoch {epoch+1}): {why}. {ws}. '
         f"What to try: {_advice(self.learn, names if what=='loss' else [])}")

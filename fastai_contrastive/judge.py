@@ -127,7 +127,8 @@ def finetune(
         **asked)
     keep,had = _kept(out, {**row, **what}, restart, minutes, data) if resume and out else (None,None)
     if had: return None,had
-    cbs = [*term_cbs(parts, unlabelled_dl(unlabelled, size, bs, **kwargs)), *precision_cbs(precision, cbs), *L(cbs), *L(keep)]
+    own = term_cbs(parts, unlabelled_dl(unlabelled, size, bs, **kwargs)) + precision_cbs(precision, cbs)
+    cbs = [*own, *L(cbs), *L(keep)]
     if dls is None: dls = labelled_dls(data_path(data, size), size, bs, pct=pct, seed=seed, **kwargs)
     learn,start = finetune_learner(dls, prepared(enc, parts), cbs=cbs, wd=wd),time.time()
     there = lambda: '; '.join(filter(None, [_nothing_written(learn, out), keep and keep.there]))

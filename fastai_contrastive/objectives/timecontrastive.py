@@ -36,13 +36,15 @@ def time_nce(
         same,apart = c[:,None]==clip,(t[:,None]-time).abs()
         partner = same & (apart<=near) & (apart>0)
         negative = same & (apart>=far) | ~same & others
-        s = _dots(q, z)/temp
-        n = s.masked_fill(~negative, -torch.inf).logsumexp(1, keepdim=True)
-        return (torch.logaddexp(s, n)-s)[partner & negative.any(1, keepdim=True)]
-    costs = torch.cat(in_pieces(_pairs, z[mine], clip[mine], time[mine], width=len(z)))
-    if not len(costs): raise ValueError('no frame has a partner and a negative: the clips have '
+        s,has = _dots(q, z)/temp,negative.any(1, keepdim=True)
+        n = s.masked_fill(~negative & has, -torch.inf).logsumexp(1, keepdim=True)
+        keep = partner & has
+        return torch.stack([torch.where(keep, torch.logaddexp(s, n)-s, 0.).sum(1),keep.sum(1)], 1)
+    cost,pairs = torch.cat(in_pieces(_pairs, z[mine], clip[mine], time[mine], width=len(z))).sum(0)
+    # A graphics card is not asked: the loss is no number there
+    if not pairs.is_cuda and not pairs: raise ValueError('no frame has a partner and a negative: the clips have '
         f'{int(time.max())+1} frames, and near={near}, far={far}, others={others}; take longer clips or a smaller far')
-    return costs.mean()
+    return cost/pairs
 
 # %% ../../nbs/objectives/22_timecontrastive.ipynb #4b2c2578
 class TimeContrastive(Objective):

@@ -1,7 +1,7 @@
-r"""Does bfloat16 cost accuracy? The same SimCLR runs with the encoder's passes in float32 and in bfloat16, by their seeds.
+r"""Does bfloat16 cost accuracy? The same SimCLR runs with the encoder's passes in float32 and in bfloat16, by seeds.
 
-Drawn images at 32 px, five seeds; Imagenette at 64 px, two seeds (where the hardware has no bfloat16 it is imitated, and
-slow: a laptop of the last years, or a graphics card, is the place for these). kNN and linear accuracy of the frozen encoder.
+Drawn images at 32 px, five seeds; Imagenette at 64 px, two seeds (where the hardware has no bfloat16 it is imitated,
+and slow: a graphics card is the place for these). kNN and linear accuracy of the frozen encoder.
 
     OMP_NUM_THREADS=1 python nbs/results/precision.py
     python nbs/results/precision.py --data imagenette --size 64 --epochs 10 --seeds 2 --arch xresnet18 --widen .5
@@ -44,11 +44,11 @@ def main(
     path = small(data, 80) if data!='synth' else data
     def run(kind, seed):
         fn = Path(out)/'weights'/f'{kind}-{seed}'
-        r = recipes.Recipe(data=str(path), size=size, bs=bs, arch=arch, arch_args=kw, objective='simclr', views_args=views,
-            epochs=epochs, seed=seed, precision=kind)
+        r = recipes.Recipe(data=str(path), size=size, bs=bs, arch=arch, arch_args=kw, objective='simclr',
+            views_args=views, epochs=epochs, seed=seed, precision=kind)
         learn,row = recipes.pretrain(r, fn, num_workers=0)
         got = recipes.evaluate(learn.model[0], path, size=size, pbar=False, num_workers=0)
-        return dict(row=kind, seed=seed, data=data, knn=got['knn'], linear=got['linear'], pretraining={**row, 'data':data},
-            **recipes.provenance(), command=command())
+        return dict(row=kind, seed=seed, data=data, knn=got['knn'], linear=got['linear'],
+            pretraining={**row, 'data':data}, **recipes.provenance(), command=command())
     run_missing([(k,s) for s in range(seeds) for k in kinds], out, run)
     print(show(out))
