@@ -3154,6 +3154,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_contrastive.task.PretextTask.told': ( 'terms/task.html#pretexttask.told',
                                                                                        'fastai_contrastive/task.py'),
                                          'fastai_contrastive.task._affine': ('terms/task.html#_affine', 'fastai_contrastive/task.py'),
+                                         'fastai_contrastive.task._in_float32': ( 'terms/task.html#_in_float32',
+                                                                                  'fastai_contrastive/task.py'),
                                          'fastai_contrastive.task._settings': ('terms/task.html#_settings', 'fastai_contrastive/task.py'),
                                          'fastai_contrastive.task.check_images': ( 'terms/task.html#check_images',
                                                                                    'fastai_contrastive/task.py'),

@@ -129,8 +129,8 @@ def _choose(self:PassPrecision):
     "Measure, on the first batch; processes agree, by the mean of what each has measured"
     x = self.learn.xb[0]
     if not native_bf16(x.device) and not is_dist():
-        self.chosen = 'fp32'
-        return self.say('precision: fp32, channels-last (no bfloat16 in this hardware)')
+        self.chosen = 'fp32' # There is no choice, and nothing to say
+        return
     x = x.flatten(0,1)[:len(x)] if x.ndim==5 else x
     secs = pass_seconds(get_encoder(unwrap_model(self.learn.model)), x.as_subclass(Tensor))
     t = all_mean(torch.tensor([secs[k] for k in _kinds], device=x.device)).tolist()

@@ -178,6 +178,13 @@ def check_images(
     return x.as_subclass(Tensor)
 
 # %% ../nbs/terms/31_task.ipynb #e0b7699c
+def _in_float32(head, x, *args):
+    "What `head` makes of the encoder's cast output, in float32"
+    h = head.register_forward_pre_hook(lambda m,a: tuple(map(to_float, a)))
+    try:
+        with torch.autocast(x.device.type, enabled=False): return head(*args)
+    finally: h.remove()
+
 class PretextModel(nn.Sequential):
     "Encoder and head; a head that `wants` 'maps' is called with the maps and the images' size, 'encoder' with all."
     def __init__(self,
@@ -194,4 +201,4 @@ class PretextModel(nn.Sequential):
         if wants=='encoder': return head(encoder, x, *more)
         if wants=='maps': f,more = encoder.maps(x),(x.shape[-2:],*more)
         else: f = encoder(x) if x.ndim<5 else encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        with torch.autocast(x.device.type, enabled=False): return head(to_float(f), *more)
+        return head(f, *more) if not torch.is_autocast_enabled(x.device.type) else _in_float32(head, x, f, *more)
