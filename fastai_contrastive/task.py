@@ -180,7 +180,7 @@ def check_images(
 # %% ../nbs/terms/31_task.ipynb #e0b7699c
 def _in_float32(head, x, *args):
     "What `head` makes of the encoder's cast output, in float32"
-    h = head.register_forward_pre_hook(lambda m,a: tuple(map(to_float, a)))
+    h = head.register_forward_pre_hook(lambda m,a: (to_float(a[0]),*a[1:]))
     try:
         with torch.autocast(x.device.type, enabled=False): return head(*args)
     finally: h.remove()
