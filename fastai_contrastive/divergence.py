@@ -37,7 +37,7 @@ class StopOnDivergence(Callback):
     def __init__(self,
         every:int|None=None, # Look at so many steps at once; None: at each on a CPU, at 50 on a graphics card
     ):
-        if not (every is None or isinstance(every, int) and every>=1):
+        if every is not None and not (type(every) is int and every>=1):
             raise ValueError(f'every is a number of steps, 1 or more: got {every!r}')
         self.every,self._seen = every,[]
 
@@ -46,18 +46,17 @@ class StopOnDivergence(Callback):
     def after_loss(self):
         losses = self._losses()
         if losses: self._note('loss', [*losses], torch.stack([o.detach().float().mean() for o in losses.values()]))
-        if self._every()==1: self._look()
 
     def after_backward(self):
         if _scales(self.learn): return
         ps = [(k,p) for k,p in self._params() if p.grad is not None]
         if ps: self._note('gradient', [k for k,_ in ps], torch.stack(torch._foreach_norm([p.grad for _,p in ps])))
-        if len(self._seen)>=self._every(): self._look()
 
     def after_train(self): self._look()
 
-    def _every(self): return ifnone(self.every, 50 if self.learn.xb[0].is_cuda else 1)
-    def _note(self, what, names, v): self._seen.append((what,names,v,self.learn.train_iter,self.learn.epoch))
+    def _note(self, what, names, v):
+        self._seen.append((what,names,v,self.learn.train_iter,self.learn.epoch))
+        if self.learn.train_iter-self._seen[0][3]+1>=ifnone(self.every, 50 if v.is_cuda else 1): self._look()
 
 # %% ../nbs/terms/08_divergence.ipynb #e06f5fcb
 @patch

@@ -67,12 +67,16 @@ def pass_seconds(
         return {k:min([_one_pass(m, x, k) for _ in range(n+1)][1:]) for k in _kinds}
 
 # %% ../nbs/terms/02_precision.ipynb #373dceab
+def _is_compiled(m):
+    "Has `torch.compile` to do with any of it? (Its compiler cannot follow the hooks, and must not try)"
+    return any(type(o).__name__=='OptimizedModule' or o._compiled_call_impl is not None for o in m.modules())
+
 class _Casts:
     "Hooks on a model that cast what its first link does, and nothing after it"
     def __init__(self, model, device, kind):
         self.cast = partial(_cast, device, kind)
         self.off = partial(torch.autocast, torch.device(device).type, enabled=False)
-        self.open,self.hooks = [],[]
+        self.open,self.hooks,self.compiled = [],[],_is_compiled(model)
         self._on(model, self.cast)
         m = unwrap_model(model)
         if type(m) is nn.Sequential:
@@ -86,6 +90,7 @@ class _Casts:
         def _leave(m, args, out):
             self.open.pop().__exit__(None, None, None)
             return None if out is None else to_float(out) # None: the pass has raised
+        if self.compiled: _enter,_leave = map(torch.compiler.disable, (_enter,_leave))
         self.hooks += [m.register_forward_pre_hook(_enter), m.register_forward_hook(_leave, always_call=True)]
 
     def remove(self):
@@ -124,15 +129,20 @@ class PassPrecision(Callback):
         if not self.learn.lock.locked(): self._tidy()
 
 # %% ../nbs/terms/02_precision.ipynb #4cf3eb4e
+def _timed(m):
+    "The encoder of a model; all of one in which none can be told"
+    try: return get_encoder(m)
+    except ValueError: return m
+
 @patch
 def _choose(self:PassPrecision):
     "Measure, on the first batch; processes agree, by the mean of what each has measured"
     x = self.learn.xb[0]
-    if not native_bf16(x.device) and not is_dist():
+    if all_mean(torch.tensor(float(native_bf16(x.device)), device=x.device))<1:
         self.chosen = 'fp32' # There is no choice, and nothing to say
         return
     x = x.flatten(0,1)[:len(x)] if x.ndim==5 else x
-    secs = pass_seconds(get_encoder(unwrap_model(self.learn.model)), x.as_subclass(Tensor))
+    secs = pass_seconds(_timed(unwrap_model(self.learn.model)), x.as_subclass(Tensor))
     t = all_mean(torch.tensor([secs[k] for k in _kinds], device=x.device)).tolist()
     self.chosen = _kinds[t.index(min(t))]
     if not rank(): self.say(f'precision: {self.chosen}, channels-last (a pass takes '

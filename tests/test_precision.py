@@ -79,6 +79,20 @@ def test_heads_of_tasks_are_float32(task, beside):
     fit(learn)
     assert torch.bfloat16 in t.seen.pop('encoder') and len(t.seen)==len(lin) and all(o=={torch.float32} for o in t.seen.values())
 
+@pytest.mark.parametrize('compiled', ['','wrapped','in place','encoder'])
+def test_a_classifier_is_float32(compiled):
+    "What follows the encoder in a chain; and what a model predicts, however it is wrapped"
+    t,cast = Types(),PassPrecision('bf16')
+    learn = labelled(cast, t)
+    t.watch('encoder', conv(learn.model))
+    t.watch('classifier', learn.model[1])
+    if compiled=='wrapped': learn.model = torch.compile(learn.model, backend='eager')
+    if compiled=='in place': learn.model.compile(backend='eager')
+    if compiled=='encoder': learn.model[0].body = torch.compile(learn.model[0].body, backend='eager')
+    fit(learn)
+    assert t.seen==dict(encoder={torch.bfloat16}, classifier={torch.float32})
+    assert learn.smooth_loss.dtype==torch.float32
+
 def test_close_to_float32():
     "The same run: losses differ by what bfloat16 rounds away, and do differ"
     losses = []
@@ -130,6 +144,16 @@ def test_auto(monkeypatch, faster):
     fit(labelled(new))
     assert new.chosen==faster and len(said)==1
     assert chosen_precision(learn)==faster and chosen_precision(labelled()) is None
+
+def test_auto_times_what_there_is(monkeypatch):
+    "The encoder; all of a model in which none can be told"
+    monkeypatch.setattr(P, 'native_bf16', lambda d: True)
+    said = []
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(3*16*16, 10))
+    for learn in (labelled(), Learner(synth_dls(size=16, bs=8), plain, loss_func=CrossEntropyLossFlat())):
+        learn.add_cb(PassPrecision(say=said.append))
+        assert fit(learn).pass_precision.chosen in ('fp32','bf16')
+    assert len(said)==2
 
 def test_auto_without_bfloat16(monkeypatch):
     "Nothing is measured where the hardware has none"

@@ -8,10 +8,11 @@ and of the gradient over its largest entry.
 
     OMP_NUM_THREADS=1 python nbs/results/blocks.py
 """
-import math, subprocess, sys, time
+import math, sys, time
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from fastcore.script import *
+from measured import *
 
 def scores(z, y, temp, name):
     "Loss and its gradient on the rows of `z` in 64 bits, 256 rows at a time"
@@ -40,9 +41,6 @@ def measure(name, limit, n, dim, exact):
     from fastai_contrastive.blocks import block_limit
     from fastai_contrastive.losses import nt_xent, sup_con
     from fastai_contrastive.objectives.dcl import dcl
-    def resident(what):
-        said = next(o for o in Path('/proc/self/status').read_text().splitlines() if o.startswith(what))
-        return int(said.split()[1])*1024
     torch.manual_seed(0)
     a = torch.randn(n//2, dim)
     z,y,temp = torch.cat([a, a+torch.randn(n//2, dim)]),(torch.arange(n//2)//10).repeat(2),.2
@@ -55,8 +53,7 @@ def measure(name, limit, n, dim, exact):
         return l.detach(),z.grad
     with block_limit(limit):
         go(z[:1024]) if name!='sup_con' else None
-        Path('/proc/self/clear_refs').write_text('5')
-        was,start = resident('VmRSS'),time.perf_counter()
+        was,start = forget_peak(),time.perf_counter()
         l,g = go(z)
         took = time.perf_counter()-start
     res = dict(seconds=took, peak=resident('VmHWM')-was)
@@ -64,11 +61,6 @@ def measure(name, limit, n, dim, exact):
         want,dz = scores(z, y, temp, name)
         res.update(loss_off=abs(l.item()-want)/abs(want), grad_off=((g-dz).abs().max()/dz.abs().max()).item())
     print(res)
-
-def in_process(*args):
-    r = subprocess.run([sys.executable, __file__, '--one', repr(args)], capture_output=True, text=True)
-    if r.returncode: raise RuntimeError(r.stderr)
-    return eval(r.stdout.splitlines()[-1])
 
 @call_parse
 def main(
@@ -86,7 +78,8 @@ def main(
     from fastai_contrastive.recipes import provenance
     rows = {}
     for name in names.split(','):
-        got = [{k:in_process(name, l, n, dim, not i) for k,l in (('whole',inf),('blocks',2**22))} for i in range(times)]
+        ways = dict(whole=inf, blocks=2**22)
+        got = [{k:in_process(__file__, name, l, n, dim, not i) for k,l in ways.items()} for i in range(times)]
         row = {k:dict(seconds=round(min(o[k]['seconds'] for o in got), 2), peak_mb=round(got[0][k]['peak']/2**20),
             **{o:float(f'{got[0][k][o]:.1e}') for o in ('loss_off','grad_off')}) for k in ('whole','blocks')}
         row['time'],row['memory'] = (round(row['blocks'][k]/row['whole'][k], 4) for k in ('seconds','peak_mb'))

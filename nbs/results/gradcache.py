@@ -6,18 +6,16 @@ best step's time for an image, both of training alone (the views are made, but o
 
     OMP_NUM_THREADS=1 python nbs/results/gradcache.py
 """
-import subprocess, sys, time
+import sys, time
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from fastcore.script import *
+from measured import *
 
 def measure(bs, chunk, steps, nf):
     "In a process of its own"
     from fastai.vision.all import Callback, DataLoaders, TensorImage, nn, set_seed, torch
     from fastai_contrastive.all import SimCLR, contrastive_learner, create_encoder
-    def resident(what):
-        said = next(o for o in Path('/proc/self/status').read_text().splitlines() if o.startswith(what))
-        return int(said.split()[1])*1024
     class Watch(Callback):
         order,took = 1000,[]
         def before_batch(self): self.start = time.perf_counter()
@@ -30,15 +28,9 @@ def measure(bs, chunk, steps, nf):
     dls = DataLoaders.from_dsets(ds, ds[:2], bs=bs, drop_last=False, device='cpu', num_workers=0)
     watch = Watch()
     learn = contrastive_learner(dls, create_encoder(body), SimCLR(), chunk=chunk, cbs=watch)
-    Path('/proc/self/clear_refs').write_text('5')
-    was = resident('VmRSS')
+    was = forget_peak()
     with learn.no_bar(), learn.no_logging(): learn.fit(steps, 1e-3)
     print(dict(peak=resident('VmHWM')-was, seconds=min(watch.took)))
-
-def in_process(*args):
-    r = subprocess.run([sys.executable, __file__, '--one', repr(args)], capture_output=True, text=True)
-    if r.returncode: raise RuntimeError(r.stderr)
-    return eval(r.stdout.splitlines()[-1])
 
 @call_parse
 def main(
@@ -56,7 +48,7 @@ def main(
     from fastai_contrastive.recipes import provenance
     rows = {}
     for n,c in ((chunk,None),(fits,None),(fits,chunk),(bs,chunk)):
-        o = in_process(n, c, steps, nf)
+        o = in_process(__file__, n, c, steps, nf)
         name = f'{n} at once' if c is None else f'{n} in pieces of {c}'
         rows[name] = dict(peak_mb=round(o['peak']/2**20), per_image_ms=round(1000*o['seconds']/n, 3))
         print(name, rows[name])
