@@ -121,11 +121,20 @@ def __call__(self:Views,
 )->list: # `n` tensors (bs, c, *size), then `n_small` of (bs, c, *small_size); normalised, dtype and device as `x`
     "Random views of each image. Raises `TypeError` or `ValueError` for no batch of float images as `setup` saw them."
     self._check_x(x)
-    return self._make(x, self._draw_all(x))
+    if not self._has_own('apply'): return self._make(x, self._draw_all(x))
+    scale = self._scale(x.as_subclass(Tensor))
+    return [self.apply(x, self._draw_one(x, i), scale) for i in range(self.n+self.n_small)]
 
 @patch
-def _draw_all(self:Views, x):
-    return [self.draw(len(x), *x.shape[-2:], i, x.device) for i in range(self.n+self.n_small)]
+def _has_own(self:Views, *names):
+    "Has a subclass its own way to do any of this?"
+    return any(getattr(type(self), k) is not getattr(Views, k) for k in names)
+
+@patch
+def _draw_one(self:Views, x, i): return self.draw(len(x), *x.shape[-2:], i, x.device)
+
+@patch
+def _draw_all(self:Views, x): return [self._draw_one(x, i) for i in range(self.n+self.n_small)]
 
 @patch
 @torch.no_grad()
@@ -133,6 +142,7 @@ def but_first(self:Views,
     x:Tensor, # Batch as the dataloaders give it, (bs, c, h, w)
 )->list: # `x` itself, then the second view and all others as a call would give them
     "As a call, for who has a first view already: it is drawn, so that the others stay the same, and not made."
+    if self._has_own('__call__', 'apply'): return [x.as_subclass(Tensor), *self(x)[1:]]
     self._check_x(x)
     return [x.as_subclass(Tensor), *self._make(x, self._draw_all(x)[1:])]
 

@@ -482,3 +482,17 @@ def test_nothing_is_read_back_from_a_gpu(v):
         out = v(torch.rand(4, 3, 32, 32, device='cuda'))
         assert all(o.device.type=='cuda' and len(o)==4 for o in out)
     assert all(type(o) is torch.Tensor and o.isfinite().all() for o in v.but(mean=None, std=None)(images()))
+
+def test_a_subclass_has_its_say():
+    "Its own `apply`, and its own call: for all views, and for those beside a shared one"
+    x = images()
+    class Brighter(Views):
+        def apply(self, x, p, scale=None): return Views.apply(self, x, p, scale)+1
+    class Twice(Views):
+        def __call__(self, x): return [v*2 for v in Views.__call__(self, x)]
+    torch.manual_seed(3); plain = Views(n=3)(x)
+    for cls,f in ((Brighter,lambda v: v+1), (Twice,lambda v: v*2)):
+        torch.manual_seed(3); got = cls(n=3)(x)
+        torch.manual_seed(3); after_first = cls(n=3).but_first(x)
+        for i in range(3): close(got[i], f(plain[i]), 1e-5)
+        assert torch.equal(after_first[0], x) and all(torch.equal(a, b) for a,b in zip(after_first[1:], got[1:]))
