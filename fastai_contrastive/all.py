@@ -27,6 +27,7 @@ from fastai_contrastive.drawn import *
 from fastai_contrastive.images import *
 from fastai_contrastive.cache import *
 from fastai_contrastive.image_dl import *
+from fastai_contrastive.labels import *
 from fastai_contrastive.data import *
 from fastai_contrastive.clips import *
 from fastai_contrastive.passage import *
