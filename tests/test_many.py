@@ -3,6 +3,7 @@
 One spawn does all of it, with two processes; `pytest -m slow` does it with four.
 """
 import forked, json, os, pytest, socket, subprocess, sys, torch.distributed as dist
+from contextlib import ExitStack
 from utils import *
 from test_objectives import conv_body, make
 from fastai_contrastive.distributed import *
@@ -128,7 +129,8 @@ def _learner_parts():
     return dict(a=a.grad, b=b.grad, c=c.grad, back=back, draws=draws, steps=learn.train_iter, pct=float(learn.pct_train), n_iter=learn.n_iter, model=ws(learn.model), loss=learn.recorder.losses[-1])
 
 def _command(f, argv, out):
-    "Standard output, error and status of a command"
+    "Standard output, error and status of a command, which meets the others at a port of its own, as a launcher's do"
+    os.environ['MASTER_PORT'] = ports.pop()
     sys.argv = [f'contrastive-{f.__name__}',*map(str, argv)]
     with open(f'{out}.out','w') as o, open(f'{out}.err','w') as e:
         was,(sys.stdout,sys.stderr) = (sys.stdout,sys.stderr),(o,e)
@@ -145,9 +147,12 @@ def _commands(d, imgs):
     wrong = _command(cli.pretrain, [*small, '--objective','nosuch', '--out',f'{d}/no'], f'{d}/wrong{n}')
     return dict(pretrain=pre, finetune=fine, wrong=wrong)
 
-def _worker(i, n, port, d, imgs):
+ports = [] # One for each group: who is quick would else meet the one before, which is just going
+
+def _worker(i, n, free, d, imgs):
+    ports.extend(free)
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(i), LOCAL_RANK=str(i), WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    os.environ.update(RANK=str(i), LOCAL_RANK=str(i), WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=ports.pop())
     warnings.simplefilter('ignore')
     res = {}
     with process_group():
@@ -162,10 +167,11 @@ def _worker(i, n, port, d, imgs):
     torch.save(res, f'{d}/{i}.pt')
 
 def spawned(n, d, imgs=None):
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    forked.spawn(_worker, (n,port,str(d),imgs and str(imgs)), n)
+    with ExitStack() as stack:
+        socks = [stack.enter_context(socket.socket()) for _ in range(4)]
+        for s in socks: s.bind(('127.0.0.1', 0))
+        free = [str(s.getsockname()[1]) for s in socks]
+    forked.spawn(_worker, (n,free,str(d),imgs and str(imgs)), n)
     return [torch.load(d/f'{i}.pt', weights_only=False) for i in range(n)]
 
 @pytest.fixture(scope='module')
