@@ -86,6 +86,8 @@ _unlabelled = Annotated[str, 'Folder of images that feed the terms, searched as 
 _cache = Annotated[str, 'Decode every image once: in fastai\'s data folder, in a folder that is named, or, if device '
                    'is said, in the memory of the GPU. The same is computed', dict(nargs='?', const=True)]
 _restart = Annotated[bool, 'Begin anew, where a run of that name was broken off or is finished?']
+_chunk = Annotated[int, 'At most so many images are in the networks at a time, of a contrastive term: a large --bs in '
+                   'little memory, at the price of a second forward pass']
 _precision = Annotated[str, 'Of the encoder\'s passes: fp32, bf16, or auto, which measures where the hardware has bf16']
 _minutes = Annotated[float, 'Save the whole state every so many minutes, and after each epoch; the same command again '
                      'goes on from there']
@@ -140,12 +142,13 @@ def pretrain(
     restart:_restart=False,
     minutes:_minutes=10.,
     precision:_precision='auto',
+    chunk:_chunk=None,
 ):
     "Pretrain an encoder on a task, an objective, or several; an objective that needs labels gets those of train/."
     check_numbers(knn=knn, num_workers=num_workers, minutes=minutes)
     r = Recipe(data, size, bs, arch, arch_args or {}, task, task_args or {}, objective, objective_args or {},
         views_args or {}, weight, epochs, lr, wd, seed, with_val, terms or {}, term_args or {}, unlabelled,
-        precision)
+        precision, chunk)
     out,kw = out_file(out, '.safetensors'),dict(num_workers=num_workers, skip_bad=skip_bad, cache=cache)
     cbs = [Lines(), StopOnDivergence()]
     if knn is not None:
@@ -204,6 +207,7 @@ def finetune(
     restart:_restart=False,
     minutes:_minutes=10.,
     precision:_precision='auto',
+    chunk:_chunk=None,
 ):
     "Train a classifier and the encoder under it with labels, and terms; the accuracy is the last epoch's, on val/."
     check_numbers(size=size, pct=pct, epochs=epochs, lr=lr, wd=wd, bs=bs, seed=seed, num_workers=num_workers,
@@ -211,7 +215,7 @@ def finetune(
     _check_arch(encoder, arch)
     out,kw = _row_file(out, encoder, 'finetune'),dict(skip_bad=skip_bad, num_workers=num_workers, cache=cache)
     kw = dict(terms=terms, term_args=term_args, unlabelled=unlabelled, restart=restart, minutes=minutes, **kw)
-    kw.update(precision=precision)
+    kw.update(precision=precision, chunk=chunk)
     kw.update(cbs=[Lines(), StopOnDivergence()], resume=True)
     _,row = recipes.finetune(encoder, data, out, size, bs, epochs, lr, wd, pct, seed, arch_args, **kw)
     print(f"{row['n_labels']} labels{_fed(row)}", flush=True)
@@ -314,11 +318,13 @@ def report(
     steps:int=None, # Of a fine-tuning, at least; by the time if not given
     skip_bad:bool=False, # Read every file first, and leave out those that cannot be read?
     num_workers:int=None, # Loading processes; fastai's choice if not given
+    cache:_cache=False,
+    precision:_precision='auto',
 ):
     "Does pretraining help on these images? Plans, trains, judges, and writes a page with the answer."
     check_numbers(num_workers=num_workers)
     say = partial(print, flush=True)
     command = shlex.join(['contrastive-report', *sys.argv[1:]]) if Path(sys.argv[0]).stem=='contrastive-report' else ''
     return _make_report(data, unlabelled, fractions, hours, size, out, rows, arch, arch_args, bs, lr,
-        lrs or (1e-3,4e-3), wd, weight, part_args, views_args, epochs, seeds, steps, say=say, command=command,
-        lines=Lines if is_terminal() else Quiet, skip_bad=skip_bad, num_workers=num_workers)
+        lrs or (1e-3,4e-3), wd, weight, part_args, views_args, epochs, seeds, steps, precision,
+        Lines if is_terminal() else Quiet, say, command, skip_bad=skip_bad, num_workers=num_workers, cache=cache)

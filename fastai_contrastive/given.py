@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_numbers', 'setting_names', 'check_settings', 'build_part', 'build_arch', 'data_path', 'pretrain_dls',
-           'check_terms', 'term_parts', 'prepared', 'term_cbs', 'unlabelled_dl']
+           'check_terms', 'term_parts', 'prepared', 'term_cbs', 'check_chunk', 'unlabelled_dl']
 
 # %% ../nbs/runs/02_given.ipynb #bde6aed6
 import difflib, inspect, re, torchvision
@@ -22,7 +22,8 @@ from .pretext import *
 from .pretext_term import *
 
 # %% ../nbs/runs/02_given.ipynb #316bb4b2
-_whole = dict(size=1, bs=1, epochs=1, finetune_epochs=1, k=1, knn=1, n=1, repeats=1, seed=0, num_workers=0, threads=0)
+_whole = dict(size=1, bs=1, chunk=1, epochs=1, finetune_epochs=1, k=1, knn=1, n=1, repeats=1, seed=0, num_workers=0,
+    threads=0)
 _most = dict(size=65535, num_workers=1024, threads=1024, seed=2**63-1)
 _above,_least = ('lr','C','minutes'),('wd','weight')
 
@@ -250,11 +251,23 @@ def prepared(
 def term_cbs(
     parts:list, # From `term_parts`
     dl:DataLoader|None=None, # What feeds them, if not the batches that the `Learner` trains on
+    chunk:int|None=None, # Images in the networks at a time, of contrastive terms
     **kwargs # For both kinds of callback: `update_bn`, ...
 )->list: # A callback for each
     "`ContrastiveCallback` for an objective, `PretextTerm` for a pretext task."
-    kind = lambda o: ContrastiveCallback if isinstance(o, Objective) else PretextTerm
-    return [kind(o)(o, weight=w, dl=dl, **kwargs) for o,w in parts]
+    def _cb(o, w):
+        if isinstance(o, Objective): return ContrastiveCallback(o, weight=w, dl=dl, chunk=chunk, **kwargs)
+        return PretextTerm(o, weight=w, dl=dl, **kwargs)
+    return [_cb(*o) for o in parts]
+
+def check_chunk(
+    chunk:int|None, # As for `ContrastiveCallback`
+    names:list, # Of objectives and tasks
+):
+    "Raise `ValueError` for what is no number of images, and where no objective is there to see them in pieces."
+    check_numbers(chunk=chunk)
+    if chunk is None or any(k in Objective.registry for k in names): return
+    raise ValueError(f'chunk={chunk} is for a contrastive term, and there is none: pass objective= or terms=')
 
 # %% ../nbs/runs/02_given.ipynb #b22b86fe
 _of_files = 'num_workers','skip_bad','device','norm','value_range','cache'

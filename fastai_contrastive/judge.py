@@ -68,12 +68,14 @@ def _nothing_written(learn, out):
     return s + (f'; {out} is the row of an earlier run' if out and out.exists() else '')
 
 # %% ../nbs/runs/07_judge.ipynb #b0403c9f
-def _terms(terms, args, unlabelled):
+def _terms(terms, args, unlabelled, chunk):
     "Parts and the row's entries for what was asked for as terms"
     terms = check_terms(terms or {}, args, unlabelled=unlabelled)
     if unlabelled is not None and not terms:
         raise ValueError(f'unlabelled={unlabelled} is for terms, and there are none: pass terms=')
-    return term_parts(terms, args),dict(terms=terms, term_args=args or {}, unlabelled=unlabelled and str(unlabelled))
+    check_chunk(chunk, terms)
+    return term_parts(terms, args),dict(terms=terms, term_args=args or {}, unlabelled=unlabelled and str(unlabelled),
+        chunk=chunk)
 
 def _n_fed(learn):
     "How many images feed the terms from a loader of their own; None without one"
@@ -114,11 +116,12 @@ def finetune(
     restart:bool=False, # With `resume`: begin anew, whatever is there?
     minutes:float=10., # With `resume`: save the state every so many minutes, and after each epoch
     precision:str='auto', # Of the passes: 'fp32', 'bf16', or whichever is faster here (`PassPrecision`)
+    chunk:int|None=None, # Images in the networks at a time, of contrastive terms; all if None
     **kwargs # For `labelled_dls`
 )->tuple: # Learner (None where the run was finished before), row (dict)
     "Train a linear classifier and the encoder under it, by labels. Raises `ValueError` and `OSError` before training."
     check_numbers(size=size, bs=bs, epochs=epochs, lr=lr, wd=wd, pct=pct, seed=seed)
-    parts,asked = _terms(terms, term_args, unlabelled)
+    parts,asked = _terms(terms, term_args, unlabelled, chunk)
     PassPrecision(precision)
     if out is not None: out = out_file(out, '.json')
     set_seed(seed)
@@ -127,7 +130,7 @@ def finetune(
         **asked)
     keep,had = _kept(out, {**row, **what}, restart, minutes, data) if resume and out else (None,None)
     if had: return None,had
-    own = term_cbs(parts, unlabelled_dl(unlabelled, size, bs, **kwargs)) + precision_cbs(precision, cbs)
+    own = term_cbs(parts, unlabelled_dl(unlabelled, size, bs, **kwargs), chunk) + precision_cbs(precision, cbs)
     cbs = [*own, *L(cbs), *L(keep)]
     if dls is None: dls = labelled_dls(data_path(data, size), size, bs, pct=pct, seed=seed, **kwargs)
     learn,start = finetune_learner(dls, prepared(enc, parts), cbs=cbs, wd=wd),time.time()

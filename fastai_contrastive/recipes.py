@@ -60,6 +60,7 @@ class Recipe:
     term_args:dict = field(default_factory=dict)      # Settings of those terms, a dictionary by name
     unlabelled:str|None = None        # Folder of images that feed the terms beside a task, or beside an objective alone
     precision:str = 'auto'            # Of the passes: 'fp32', 'bf16', or whichever is faster here (`PassPrecision`)
+    chunk:int|None = None             # Images in the networks at a time, as for `ContrastiveCallback`; all if None
 
     def __post_init__(self):
         if not (self.task or self.objective or self.terms):
@@ -79,6 +80,7 @@ class Recipe:
                 raise ValueError(f'{k}={getattr(self, k)} without {of}=: nothing would take them')
         self.terms = check_terms(self.terms, self.term_args, dict(task=self.task, objective=self.objective))
         self._check_unlabelled()
+        check_chunk(self.chunk, [self.objective,*self.terms])
 
     @property
     def name(self)->str:
@@ -125,10 +127,11 @@ def recipe_learner(
     labels = any(getattr(o, 'needs_labels', False) for o in (obj,*[p for p,_ in parts]))
     dl,enc = unlabelled_dl(r.unlabelled, r.size, r.bs, **kwargs),prepared(enc, parts)
     if dls is None: dls = pretrain_dls(r.data, r.size, r.bs, r.with_val, labels, **kwargs)
-    cbs = term_cbs(parts, dl, update_bn=not (task or obj)) + precision_cbs(r.precision, cbs) + list(L(cbs))
-    if task and obj: enc,cbs = obj.prepare(enc),[ContrastiveCallback(obj, views, r.weight, dl=dl), *cbs]
+    terms = term_cbs(parts, dl, r.chunk, update_bn=not (task or obj))
+    cbs = terms + precision_cbs(r.precision, cbs) + list(L(cbs))
+    if task and obj: enc,cbs = obj.prepare(enc),[ContrastiveCallback(obj, views, r.weight, dl=dl, chunk=r.chunk), *cbs]
     if task: return pretext_learner(dls, enc, task, cbs=cbs, wd=r.wd)
-    if obj: return contrastive_learner(dls, enc, obj, views, cbs=cbs, wd=r.wd)
+    if obj: return contrastive_learner(dls, enc, obj, views, cbs=cbs, wd=r.wd, chunk=r.chunk)
     return Learner(dls, ViewsOnly(encoder_for(dls, enc)), loss_func=TermOnly(), cbs=cbs, wd=r.wd)
 
 # %% ../nbs/runs/08_recipes.ipynb #0041f430

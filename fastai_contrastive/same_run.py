@@ -87,8 +87,9 @@ def differences(
 )->list: # Texts, `epochs: 5 then, 8 now`
     "What differs between two descriptions of runs."
     a,b = ({k.removeprefix('callbacks.'):v for k,v in _flat(json_like(o)).items()} for o in (was,now))
-    unlike = {k:_first_unlike(a.get(k, 'nothing'), b.get(k, 'nothing')) for k in dict.fromkeys([*a, *b])}
-    return [f'{k}: {v[0]!s:.80} then, {v[1]!s:.80} now' for k,v in unlike.items() if v]
+    unlike = {k:_first_unlike(a.get(k), b.get(k)) for k in dict.fromkeys([*a, *b])}
+    say = lambda k,v,d: 'nothing' if k not in d else f'{v!s:.80}'
+    return [f'{k}: {say(k, v[0], a)} then, {say(k, v[1], b)} now' for k,v in unlike.items() if v]
 
 def _first_unlike(a, b):
     "Two values that differ, of two lists their first items that do; None where nothing differs"

@@ -5,6 +5,7 @@ from test_objectives import conv_body, make
 from fastai.callback.training import GradientAccumulation
 from fastai.vision.learner import unet_learner
 import fastai_contrastive.pieces as pieces
+from fastai_contrastive import recipes
 from fastai_contrastive.pieces import *
 from fastai_contrastive.memory import _held_stats
 from fastai_contrastive.objectives import *
@@ -196,3 +197,16 @@ def test_unet(monkeypatch):
     b = go()
     scale = max(o.abs().max() for o in a.drawn.got)
     assert max((p-q).abs().max() for p,q in zip(a.drawn.got, b.drawn.got))<=1e-5*scale
+
+def test_recipes(synth, tmp_path):
+    "By name in a recipe and in fine-tuning: every contrastive term has it, the row says it, and nothing else may ask for it"
+    kw = dict(data=str(synth), size=16, bs=8, arch='xresnet_narrow', arch_args=dict(nf=16, blocks=1), epochs=1, chunk=4)
+    learn,row = recipes.pretrain(recipes.Recipe(objective='simclr', task='rotation', terms=dict(vicreg=.1), **kw), tmp_path/'w.safetensors', num_workers=0)
+    assert row['chunk']==4 and {c.objective.name:c.chunk for c in learn.cbs if isinstance(c, ContrastiveCallback)}==dict(simclr=4, vicreg=4)
+    learn = recipes.recipe_learner(recipes.Recipe(objective='simclr', **kw), num_workers=0)
+    assert term_of(learn).chunk==4
+    learn,row = recipes.finetune(tmp_path/'w.safetensors', synth, size=16, bs=8, epochs=1, terms=dict(simclr=.1), chunk=4, num_workers=0)
+    assert row['chunk']==4 and term_of(learn).chunk==4
+    with pytest.raises(ValueError, match='is for a contrastive term'): recipes.Recipe(task='rotation', **kw)
+    with pytest.raises(ValueError, match='is for a contrastive term'): recipes.finetune('xresnet18', synth, chunk=4)
+    with pytest.raises(ValueError, match='chunk must be 1 or more'): recipes.Recipe(objective='simclr', **{**kw, 'chunk':0})

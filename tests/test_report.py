@@ -127,3 +127,13 @@ def test_published(monkeypatch, tmp_path):
     assert published_encoder('resnet18') is not None
     def no_such_weights(pretrained=False): return nn.Sequential(nn.Conv2d(3, 4, 3))
     assert published_encoder(no_such_weights) is None
+
+def test_labels_and_term_with_a_cache(synth, tmp_path):
+    "Labels alone in as many steps stand beside labels and a term; decoded once, the same comes out, to the last bit"
+    kw = {**small, 'rows':'scratch,labels,labels+simclr', 'fractions':[.5], 'seeds':1}
+    a,b = (report(synth, out=tmp_path/o, say=noop, cache=c, **kw) for o,c in (('a',False),('b',tmp_path/'pixels')))
+    same = 'what','row','seed','pct','accuracy','knn','linear','steps','held','lr','classes'
+    for x,y in zip(a.units, b.units): assert {k:x.get(k) for k in same}=={k:y.get(k) for k in same}
+    by = {o['row']:o for o in a.units if o['what']=='joint'}
+    assert by['labels']['steps']==by['labels+simclr']['steps']>0 and len(list((tmp_path/'pixels').glob('*')))
+    assert any('beside labels alone in as many steps' in o for o in a.answer)

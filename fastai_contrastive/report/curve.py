@@ -8,6 +8,7 @@ __all__ = ['Paired', 'Worth', 'paired', 'say_points', 'labels_for', 'labels_wort
 
 # %% ../../nbs/report/03_curve.ipynb #ab6dd2f3
 from fastai.vision.all import *
+from .compare import *
 
 # %% ../../nbs/report/03_curve.ipynb #50d50565
 Paired = namedtuple('Paired', 'mean half n verdict')
@@ -136,18 +137,20 @@ def _of_best(t, row, mid, n_train, n_free):
 
 def _of_sums(t, names, mid):
     "What each sum adds to its parts"
-    for o in (o for o in names if '+' in o and not o.startswith('labels+')):
+    for o in (o for o in names if '+' in o and not with_labels(o)):
         for p in (p for p in o.split('+') if p in names):
             a,b = (by_seed(t, q, pct=mid) for q in (o,p))
             other = '+'.join(q for q in o.split('+') if q!=p)
             if set(a)&set(b): yield f'Adding {other} to {p}: {say_points(paired(a, b))}.'
 
 def _of_joint(t, names, mid):
-    "Labels and a term at once, beside labels alone"
+    "Labels and a term at once, beside labels alone: in as many steps, if that is a row"
+    alone,steps = ('labels','joint'),'as many'
+    if 'labels' not in names: alone,steps = ('scratch','tuned'),'fewer'
     for o in (o for o in names if o.startswith('labels+')):
-        a,b = by_seed(t, o, 'joint', mid),by_seed(t, 'scratch', pct=mid)
+        a,b = by_seed(t, o, 'joint', mid),by_seed(t, *alone, mid)
         if not set(a)&set(b): continue
-        yield f'Labels and {o[7:]} at once, beside labels alone in fewer steps: {say_points(paired(a, b))}.'
+        yield f'Labels and {o[7:]} at once, beside labels alone in {steps} steps: {say_points(paired(a, b))}.'
 
 def report_answer(
     t:pd.DataFrame, # From `report_frame`
@@ -157,7 +160,7 @@ def report_answer(
     n_free:int, # Images that pretraining saw
 )->list: # Sentences, the answer first
     "What came out, in a few sentences, each with its uncertainty."
-    best = best_row(t, [o for o in names if o!='scratch' and not o.startswith('labels+')])
+    best = best_row(t, [o for o in names if o!='scratch' and not with_labels(o)])
     res = _of_best(t, best, mid, n_train, n_free) if best else []
     if not res: res = ['There is nothing to compare yet.']
     return res+list(_of_sums(t, names, mid))+list(_of_joint(t, names, mid))

@@ -75,7 +75,7 @@ def accuracies(self:Report)->pd.DataFrame: # Text: kNN, linear and fine-tuned, a
     cols = {f'fine-tuned, {self.mid:.3g}':('tuned',self.mid), f'fine-tuned, {top:.3g}':('tuned',top),
         f'linear, {self.mid:.3g}':('linear',self.mid), f'linear, {top:.3g}':('linear',top), 'kNN':('knn',1.)}
     def _values(row, m, f):
-        m = 'joint' if m=='tuned' and row.startswith('labels+') else m
+        m = 'joint' if m=='tuned' and with_labels(row) else m
         return [*by_seed(self.frame, row, m, f).values()]
     res = {o:{k:_cell(_values(o, *v)) for k,v in cols.items()} for o in self.names}
     return pd.DataFrame(res).T.rename(columns=_of_labels)

@@ -7,6 +7,8 @@ __all__ = ['label_shares', 'ReportImages', 'usable_shares', 'middle_share']
 
 # %% ../../nbs/report/00_folder.ipynb #026eb527
 from fastai.vision.all import *
+from ..cache import *
+from ..image_dl import *
 from ..data import *
 from ..data import _categorize, _drop_bad, _hold_out, _labelled_files, _mk_dls
 from ..given import *
@@ -19,9 +21,11 @@ class ReportImages:
         size:int=64, # Pixels
         unlabelled:str|Path|None=None, # Another folder of images for pretraining
         skip_bad:bool=False, # Read every file first, and leave out with a warning those that cannot be read?
+        cache:bool|str|Path=False, # Decode once? As for `labelled_dls`
         **kwargs # For the loaders: `num_workers`, `device`, ...
     ):
-        self.path,self.size,self.kwargs = data_path(data, size),size,kwargs
+        check_cache(cache)
+        self.path,self.size,self.cache,self.kwargs = data_path(data, size),size,cache,kwargs
         has = any((self.path/o).is_dir() for o in ('val','valid'))
         self.valid_pct = None if has else .2
         found = _labelled_files(self.path, 'train', None, self.valid_pct, None, skip_bad, None, 42)
@@ -68,7 +72,9 @@ def labelled(self:ReportImages,
     tr,aug = [self.files[k] for k in i],dict(min_scale=.35, flip=.5) if augment else {}
     splits = range(len(tr)),range(len(tr), len(tr)+len(va))
     y = [[self._label, _categorize(self.vocab)]]
-    return _mk_dls(L(tr)+L(va), splits, self.size, bs, self.path, y, **aug, **self.kwargs)
+    every = L(self.files)+L(self.valid) # One cache for each share, seed and held-out set
+    pixels = partial(with_pixels, self.cache, every, every, True)
+    return _mk_dls(L(tr)+L(va), splits, self.size, bs, self.path, y, pixels=pixels, **aug, **self.kwargs)
 
 @patch
 def without_labels(self:ReportImages,
@@ -76,7 +82,7 @@ def without_labels(self:ReportImages,
 )->DataLoaders: # As of `unlabeled_dls`
     "Loaders over every image that pretraining may see."
     files = [*self.files,*self.extra]
-    return unlabeled_dls(files, self.size, bs, valid_pct=0, path=self.path, **self.kwargs)
+    return unlabeled_dls(files, self.size, bs, valid_pct=0, path=self.path, cache=self.cache, **self.kwargs)
 
 # %% ../../nbs/report/00_folder.ipynb #412a240f
 label_shares = .01,.02,.05,.1,.2,.5,1.

@@ -71,9 +71,9 @@ def _how(rep):
         f'The learning rate of fine-tuning ({", ".join(map(str, s["lrs"]))}) was chosen for each row by held-out '
         f'training labels, at {100*rep.mid:.3g}% of them, and so was the row that is spoken of. The validation labels '
         'were used once, after the last epoch.']
-    joint = [o for o in rep.names if o.startswith('labels+')]
-    if joint: says.append(f'{" and ".join(joint)}: {100*rep.mid:.3g}% of the labels and a term on all images at once, '
-        'in as many steps as pretraining has; a point in the curve, and not among those that can be best.')
+    joint = [o for o in rep.names if with_labels(o)]
+    if joint: says.append(f'{", ".join(joint)}: {100*rep.mid:.3g}% of the labels, with a term on all images at once if '
+        'one is named, in as many steps as pretraining has; a point in the curve, not among those that can be best.')
     if rep.head['left_out']: says.append('Left out: '+'; '.join(rep.head['left_out'])+'.')
     lost = sorted({o['row'] for o in rep.units if 'diverged' in o})
     return says+([f'Diverged, and left out: {", ".join(lost)}.'] if lost else [])

@@ -9,8 +9,8 @@ __all__ = ['time_rows', 'report']
 import inspect, json, shutil, tempfile, time
 from filelock import FileLock
 from fastai.vision.all import *
-from fastai.callback.channelslast import ChannelsLast
 from ..encoder import *
+from ..precision import *
 from ..core import *
 from ..lessons import drawn_views
 from ..evaluation.linear import *
@@ -31,9 +31,9 @@ def _row_learner(w, r):
     "The learner of a row, only to be timed"
     if r.kind=='pretrain':
         recipe = w.recipe(Unit('pretrain', r.name, 0, None))
-        return recipe_learner(recipe, w.images.without_labels(w.s.bs), ChannelsLast())
+        return recipe_learner(recipe, w.images.without_labels(w.s.bs))
     dls,every = w.images.labelled(1., 0, w.s.bs),w.images.without_labels(w.s.bs).train
-    cbs = [*row_terms(r, every, w.s.part_args, w.s.views_args, w.s.weight), ChannelsLast()]
+    cbs = [*row_terms(r, every, w.s.part_args, w.s.views_args, w.s.weight), PassPrecision(w.s.precision, noop)]
     return finetune_learner(dls, create_encoder(w.s.arch, **w.s.arch_args), cbs=cbs)
 
 def time_rows(
@@ -43,7 +43,7 @@ def time_rows(
     per = lambda learn: time_steps(learn)/min(learn.dls.train.bs, len(learn.dls.train_ds))
     rows = {r.name:per(_row_learner(w, r)) for r in w.rows.values() if r.kind in ('pretrain','joint')}
     enc = create_encoder(w.s.arch, **w.s.arch_args)
-    tune = finetune_learner(w.images.labelled(bs=min(64, w.s.bs)), enc, cbs=ChannelsLast())
+    tune = finetune_learner(w.images.labelled(bs=min(64, w.s.bs)), enc, cbs=PassPrecision(w.s.precision, noop))
     enc,n = tune.model[0],400
     x,y = torch.randn(n, enc.nf),torch.arange(n)%len(w.images.vocab)
     res = dict(tune=per(tune), look=time_looks(tune.model, tune.dls.valid))
@@ -161,6 +161,7 @@ def _check_report(a):
     check_numbers(size=a['size'], bs=a['bs'], epochs=a['epochs'], lr=a['lr'], wd=a['wd'], weight=a['weight'])
     check_settings(arch_args=a['arch_args'], part_args=a['part_args'], views_args=a['views_args'] or {})
     for o in a['lrs']: check_numbers(lr=o)
+    PassPrecision(a['precision'])
     if not a['lrs']: raise ValueError('no learning rates to choose from: pass lrs=(1e-3,4e-3)')
     if not (isinstance(a['hours'], Number) and 0<a['hours']<math.inf):
         raise ValueError(f'hours must be above 0: got {a["hours"]}')
@@ -197,17 +198,18 @@ def report(
     epochs:int|None=None, # Of pretraining; as many as there is time for if None
     seeds:int|None=None, # How many; up to five, by the time, if None
     steps:int|None=None, # Of fine-tuning, at least; 50 to 400, by the time, if None
+    precision:str='auto', # Of the passes, as for `Recipe`
     lines:Callable=Quiet, # Label → callback that shows a run
     say:Callable=print, # Is told what goes on
     command:str='', # How it was asked for, for the page
-    **kwargs # For the loaders: `num_workers`, `skip_bad`, `device`
+    **kwargs # For the loaders: `num_workers`, `skip_bad`, `device`, `cache`
 )->Report: # The folder, read
     """Compare ways to start on somebody's images, within a time, and write a page. Raises `ValueError` and `OSError`
     before training; a `KeyboardInterrupt` says what is there."""
     command = command or _as_call({k:v for k,v in locals().items() if k!='kwargs'}, kwargs)
     if arch is None: arch,arch_args = _arch_here(arch_args)
     s = dict(data=str(data), arch=arch, arch_args=arch_args or {}, bs=bs, lr=lr, lrs=list(L(lrs)), wd=wd, weight=weight,
-        part_args=part_args or {}, views_args=views_args or {})
+        part_args=part_args or {}, views_args=views_args or {}, precision=precision)
     rows = rows if isinstance(rows, str) else ','.join(L(rows))
     asked = {**s, 'rows':rows, 'unlabelled':unlabelled and str(unlabelled),
         'fractions':fractions and list(L(fractions)), 'hours':hours, 'size':size, 'epochs':epochs,

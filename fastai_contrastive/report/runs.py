@@ -10,12 +10,12 @@ __all__ = ['Unit', 'report_units', 'unit_needs', 'share_units', 'read_units', 'Q
 import json, time
 from filelock import FileLock, Timeout
 from fastai.vision.all import *
-from fastai.callback.channelslast import ChannelsLast
 from ..encoder import *
 from ..data import *
 from ..views import *
 from ..lessons import LastEpochOnly
 from ..divergence import *
+from ..precision import *
 from ..evaluation.features import *
 from ..evaluation.knn import *
 from ..evaluation.linear import *
@@ -107,25 +107,25 @@ class Quiet(Callback):
 
 class Answers(Callback):
     "Keep what the model answers to the validation images in the last epoch"
-    pred,y = (),()
+    said,true = (),()
     def state_dict(self)->dict: # pred, y
         "What was answered, for a run that goes on another day."
-        return dict(pred=list(self.pred), y=list(self.y))
+        return dict(pred=list(self.said), y=list(self.true))
     def load_state_dict(self,
         sd:dict, # From `state_dict`
     ):
         "Put back what was answered."
-        self.pred,self.y = sd['pred'],sd['y']
-    def before_validate(self): self.pred,self.y = [],[]
+        self.said,self.true = sd['pred'],sd['y']
+    def before_validate(self): self.said,self.true = [],[]
     def after_batch(self):
         if self.training: return
-        self.pred.append(self.learn.pred.argmax(1).cpu())
-        self.y.append(self.learn.y.cpu())
+        self.said.append(self.learn.pred.argmax(1).cpu())
+        self.true.append(self.learn.y.cpu())
     def by_class(self,
         n:int, # Classes
     )->list: # Shares of 0 to 1
         "Accuracy of each class."
-        return class_accuracy(*(torch.cat([b.as_subclass(Tensor) for b in o]) for o in (self.pred,self.y)), n)
+        return class_accuracy(*(torch.cat([b.as_subclass(Tensor) for b in o]) for o in (self.said,self.true)), n)
 
 def peak_memory()->float: # GB
     "Most memory so far: of the GPU if there is one, else of this process; nan where that is not known."
@@ -141,7 +141,7 @@ class Work:
         images:object, # `ReportImages`
         rows:dict, # From `parse_rows`
         plan:dict, # seeds (a list), epochs, shares, steps
-        settings:dict, # data, arch, arch_args, bs, lr, lrs, wd, weight, part_args, views_args
+        settings:dict, # data, arch, arch_args, bs, lr, lrs, wd, weight, part_args, views_args, precision
         out:str|Path, # Folder
         lines:Callable=Quiet, # Label → callback that shows a run
     ):
@@ -161,7 +161,7 @@ class Work:
 
     def _weights(self, u): return self.out/'weights'/f'{u.row}-{u.seed}.safetensors'
     def _row_of(self, *args): return json.loads((self.out/'rows'/f'{Unit(*args).name}.json').read_text())
-    def _cbs(self, u): return [self.lines(u.name), ChannelsLast(), StopOnDivergence()]
+    def _cbs(self, u): return [self.lines(u.name), PassPrecision(self.s.precision, noop), StopOnDivergence()]
 
     def __call__(self, u):
         before = [self._row_of(*o) for o in self.needs(u)]
