@@ -3,8 +3,8 @@ r"""Every pretext task on photographs: does it learn, what does it cost, what is
 Imagenette, all training images, three epochs, one seed, a narrow encoder (a small ViT for `mae`, which needs tokens):
 each task alone (`rotation`), with SimCLR as a term (`rotation+simclr`), and as a term beside the labels of a tenth of
 the images (`labels+rotation`, the same number of steps); beside them the encoder as it began, SimCLR, and the labels
-alone. Rows that end in `@vit` are the ViT's, to be compared among themselves. `first` and `last` are the task's loss
-in the first epoch and the last.
+alone. Rows that end in `@vit` are the ViT's, to be compared among themselves; in those that end in `@share` SimCLR
+takes the task's own pass as its first view. `first` and `last` are the task's loss in the first epoch and the last.
 
     python nbs/results/tasks.py                 # what is missing, one JSON file a row; two copies share the work
     python nbs/results/tasks.py --table
@@ -24,7 +24,8 @@ known = sorted(k for k,v in PretextTask.registry.items() if v.__module__.startsw
 def on_vit(name): return 'mae' in name or name.endswith('@vit')
 def names():
     res = ['untrained','simclr','labels','untrained@vit','simclr@vit','labels@vit']
-    return res+[f for o in known for f in (o, f'{o}+simclr', f'labels+{o}')]+['labels+consistency']
+    shared = [f'{o}+simclr@share' for o in ('rotation','inpainting','denoising')]
+    return res+[f for o in known for f in (o, f'{o}+simclr', f'labels+{o}')]+['labels+consistency', *shared]
 
 class Steps(Callback):
     "Seconds of a step, the median, and the loss at the beginning and the end"
@@ -47,9 +48,9 @@ def new_encoder(name, seed):
 
 def learner(name, enc, dls, labelled, seed, views=None):
     "What the row trains; None for nothing"
-    name,steps = name.removesuffix('@vit'),Steps()
-    simclr = lambda: ContrastiveCallback(SimCLR(), views)
-    cbs = [steps, *([] if on_vit(name) else [ChannelsLast()])]
+    steps,(name,_,how) = Steps(),name.partition('@')
+    simclr = lambda: ContrastiveCallback(SimCLR(), views, share=how=='share')
+    cbs = [steps, *([] if how=='vit' or on_vit(name) else [ChannelsLast()])]
     if name=='untrained': return None,steps
     if name=='simclr': return contrastive_learner(dls, enc, SimCLR(), views, cbs=cbs, wd=1e-2),steps
     if name.startswith('labels'):
