@@ -7,6 +7,7 @@ __all__ = ['bench_cases', 'split_case', 'bench_learner', 'limit_step', 'StepCloc
 
 # %% ../nbs/runs/09_bench.ipynb #24d28ee1
 import time
+from contextlib import contextmanager
 from statistics import median
 import torch
 from fastai.vision.all import *
@@ -119,15 +120,26 @@ def _time(f, n):
     _sync()
     return time.perf_counter()-start
 
+@contextmanager
+def _uncompiled(m):
+    "Within, a module that was compiled in place runs as it was written"
+    was,m._compiled_call_impl = m._compiled_call_impl,None
+    try: yield
+    finally: m._compiled_call_impl = was
+
 def _turns(learn, clock, n, repeats, lr):
-    "Seconds of blocks of `n` steps in turns: of the limit, of the learner, and of the latter's waiting"
+    "Seconds of blocks of `n` steps in turns: limit, learner, the latter's waiting, and the learner uncompiled"
+    body = get_encoder(learn.model).body
     def _block():
         with learn.no_bar(), learn.no_logging(): learn.fit(1, lr, cbs=[clock, _Arrival(clock)])
         return clock.seconds,clock.waited
-    _block()
+    def _plain():
+        if body._compiled_call_impl is None: return math.nan
+        with _uncompiled(body): return _block()[0]
+    _block(), _plain()
     step = limit_step(learn)
     _time(step, 1)
-    return [(_time(step, n),*_block()) for _ in range(repeats)]
+    return [(_time(step, n),*_block(),_plain()) for _ in range(repeats)]
 
 # %% ../nbs/runs/09_bench.ipynb #5d126cc7
 def bench_case(
@@ -135,6 +147,7 @@ def bench_case(
     n:int=10, # Steps a block
     repeats:int=5, # Pairs of blocks
     lr:float=1e-4, # Small: the numbers should stay finite, and are not looked at
+    compiled:bool=False, # Compile the encoder, and measure what that brings?
     **kwargs # For `bench_learner`
 )->dict: # case, n, repeats, images/s of both, ratio (median of `ratios`), share of a step spent waiting for its batch
     "Images/s of training steps beside those of the passes alone; raises `ValueError` for fewer than `n+1` batches."
@@ -143,9 +156,11 @@ def bench_case(
     have,bs = len(learn.dls.train),learn.dls.train.bs
     if have<n+1:
         raise ValueError(f'{case}: the data has {have} batches of {bs}, {n+1} are needed; pass a smaller n or bs')
-    limit,whole,waited = zip(*_turns(learn, clock, n, repeats, lr))
+    if compiled: get_encoder(learn.model).body.compile()
+    limit,whole,waited,plain = zip(*_turns(learn, clock, n, repeats, lr))
     ratios = [l/w for l,w in zip(limit, whole)]
     speeds = dict(limit=round(n*bs/median(limit), 1), learner=round(n*bs/median(whole), 1))
+    if compiled: speeds['compile_gain'] = round(median(p/w for w,p in zip(whole, plain)), 3)
     speeds = dict(precision=learn.pass_precision.chosen, **speeds)
     return dict(case=case, n=n, repeats=repeats, **speeds, ratio=round(median(ratios), 3),
         ratios=[round(o, 3) for o in ratios], waiting=round(median(a/w for w,a in zip(whole, waited)), 3))
@@ -164,6 +179,7 @@ def bench_rows(
     threads:int=0, # torch's threads; as they are if 0
     precision:str='fp32', # As for `PassPrecision`
     cache:bool|str|Path=False, # As for `unlabeled_dls`
+    compiled:bool=False, # As for `bench_case`
     report:Callable=noop, # Called with each row as it comes
 )->list: # Rows as of `bench_case`, with the settings and where they were run
     "Every case, one after another; raises `ValueError` before the first for what is wrong with any of them."
@@ -174,11 +190,11 @@ def bench_rows(
         cache=cache)
     rows,was = [],torch.get_num_threads()
     if threads: torch.set_num_threads(threads)
-    settings = {**kw, 'kind':'bench', 'data':str(data), 'arch_args':arch_args or {}, 'threads':torch.get_num_threads(),
+    settings = {**kw, 'kind':'bench', 'compiled':compiled, 'data':str(data), 'arch_args':arch_args or {}, 'threads':torch.get_num_threads(),
         'cache':cache if isinstance(cache, bool) or cache=='device' else str(cache)}
     try:
         for c in cases:
-            rows.append({**settings, **bench_case(c, n, repeats, **kw), **provenance()})
+            rows.append({**settings, **bench_case(c, n, repeats, compiled=compiled, **kw), **provenance()})
             report(rows[-1])
     finally: torch.set_num_threads(was)
     return rows

@@ -23,6 +23,7 @@ from .judge import *
 from .judge import _n_neighbours
 from .recipes import Recipe, data_path, write_row
 from .bench import bench_cases, bench_rows, split_case
+from .growth import growth_axes, growth_rows
 from .core import *
 from .divergence import *
 from .data import *
@@ -253,6 +254,19 @@ def _measured(rows, cases, out):
     "What there is after Ctrl-C"
     return f'{out} has {len(rows)} of {len(cases)} cases' if rows else 'nothing was written'
 
+def _grown(axes, out, size, arch, arch_args, bs, threads):
+    "Measure and print the points of some axes"
+    rows = []
+    def _report(row):
+        rows.append(row)
+        write_row(rows, out)
+        took = ', '.join(f'{k} {row[k]:.3f} s' for k in ('seconds','listing','cache','knn','linear') if k in row)
+        print(f"{row['axis']} {row['value']}: {took}, {row['mb']:.0f} MB", flush=True)
+    with on_interrupt(lambda: f'{out} has {len(rows)} points' if rows else 'nothing was written'):
+        growth_rows(axes, _report, size=size, arch=arch, arch_args=arch_args or {}, bs=bs, threads=threads)
+    print(f'rows: {out}')
+    return rows
+
 @command
 def bench(
     cases:str=','.join(bench_cases), # An objective alone, or after a task or labels and a +; separated by commas
@@ -267,21 +281,26 @@ def bench(
     cache:_cache=False,
     threads:int=0, # torch's threads; its own choice if 0
     precision:_precision='fp32',
+    compiled:bool=False, # Compile the encoder (torch.compile), and say what that brings?
+    grow:Annotated[str, f'Instead: how a step\'s time and memory grow with {", ".join(growth_axes)}; some, separated by '
+        'commas']=None,
     out:str='bench.json', # File of the rows
 ):
     "Images/s of whole training steps beside those of the forward and backward passes alone, measured in turns."
     check_numbers(size=size, bs=bs, n=n, repeats=repeats, num_workers=num_workers, threads=threads)
     out,cases,rows = out_file(out, '.json'),[o.strip() for o in cases.split(',') if o.strip()],[]
+    if grow is not None: return _grown(grow, out, size, arch, arch_args, bs, threads)
     if not cases: raise ValueError(f'no cases: name one or more, such as {bench_cases[0]},{bench_cases[1]}')
     for c in cases: split_case(c)
     print(f'{"":20}'+''.join(f'{o:>10}' for o in _bench_cols), flush=True)
     def _report(row):
         rows.append(row)
         write_row(rows, out)
-        print(f"{row['case']:20}"+''.join(f'{row[o]:10}' for o in _bench_cols), flush=True)
+        gain = f"   compiled: {row['compile_gain']} times as fast" if compiled else ''
+        print(f"{row['case']:20}"+''.join(f'{row[o]:10}' for o in _bench_cols)+gain, flush=True)
     with on_interrupt(lambda: _measured(rows, cases, out)):
         bench_rows(cases, data, size, arch, arch_args, bs, n, repeats, num_workers, threads, precision, cache,
-            report=_report)
+            compiled, report=_report)
     print('limit, learner: images/s of the passes alone and of training steps; ratio: of the two;\n'
           f'waiting: share of a step spent on getting its batch\nrows: {out}')
     return rows

@@ -3,7 +3,7 @@ import json
 
 import pytest, torch
 from fastai.vision.all import Callback, nn
-from fastai_contrastive import bench as B, cli
+from fastai_contrastive import bench as B, cli, growth as G
 from fastai_contrastive.core import ContrastiveCallback
 from fastai_contrastive.data import synth_images
 
@@ -69,3 +69,23 @@ def test_command(tiny, tmp_path, capsys):
     for k in 'kind data size arch bs num_workers threads case n repeats limit learner ratio ratios waiting commit torch device'.split(): assert k in rows[0]
     out = capsys.readouterr().out
     for r in rows: assert any(l.split()==[str(r[k]) for k in ('case','limit','learner','ratio','waiting')] for l in out.split('\n'))
+
+def test_compiled(tiny, monkeypatch):
+    "Compiled and as written take turns, and what that brings stands in the row"
+    made = []
+    monkeypatch.setattr(nn.Module, 'compile', lambda self: (made.append(self), setattr(self, '_compiled_call_impl', self._call_impl)))
+    row = B.bench_case('rotation+simclr', n=2, repeats=2, compiled=True, **tiny)
+    assert row['compile_gain']>0 and len(made)==1
+    with B._uncompiled(made[0]): assert made[0]._compiled_call_impl is None
+    assert made[0]._compiled_call_impl
+    assert 'compile_gain' not in B.bench_case('simclr', n=1, repeats=1, **tiny)
+
+def test_growth(tmp_path, capsys):
+    "Every axis, a point in a process of its own; wrong names are found first"
+    kw = dict(size=32, arch='xresnet_narrow', arch_args=dict(nf=16, blocks=1), bs=8, threads=1)
+    rows = G.growth_rows('batch,images', values=dict(batch=[8], images=[40]), **kw)
+    assert [(o['axis'],o['value']) for o in rows]==[('batch',8),('images',40)] and all(o['mb']>=0 for o in rows)
+    assert rows[0]['seconds']>0 and rows[0]['mb']>0 and all(rows[1][k]>0 for k in ('listing','cache','knn','linear'))
+    for axis,v in (('size',48),('views',3),('terms',2)): G.growth_learner(axis, v, **{k:o for k,o in kw.items() if k!='threads'})
+    with pytest.raises(ValueError, match='no axis is called'): cli.bench(grow='batch,bach', out=str(tmp_path/'g'))
+    assert not (tmp_path/'g.json').exists()
