@@ -115,6 +115,36 @@ def test_learns(name, seed, tmp_path):
     row,untrained = (json.loads((tmp_path/f'{o}-{seed}.json').read_text()) for o in (name,'untrained'))
     learnt(row, untrained)
 
+# Pretext tasks: what each reached on photographs, and what it keeps of drawn images
+def task_rows(folder): return {o['row']:o for o in read(results/folder)}
+
+def test_every_task_has_rows():
+    m = script('tasks')
+    assert set(task_rows('tasks-64px'))==set(m.names())
+    assert set(task_rows('tasks-drawn-32px'))=={o for o in m.names() if 'labels' not in o}
+    for o in ('tasks-64px','tasks-drawn-32px'): check_rows(task_rows(o).values(), ('epochs','commit','size','bs','lr'))
+
+def test_pages_of_tasks():
+    "Each task's page says what it keeps, and the index of tasks what was reached on photographs"
+    m,rows = script('tasks'),task_rows('tasks-drawn-32px')
+    for o in m.known: assert on_page(m.kept_table(o, rows), m.page_of(o).relative_to(root/'nbs').with_suffix(''))
+    assert m.table(results/'tasks-64px', False) in (root/'nbs/pretext/index.md').read_text(encoding='utf-8')
+
+def test_tasks_take_the_same_steps():
+    for vit in False,True:
+        rows = [o for k,o in task_rows('tasks-64px').items() if 'steps' in o and ('mae' in k or k.endswith('@vit'))==vit]
+        assert len({o['steps'] for o in rows if not o['row'].startswith('labels')})==1==len({o['steps'] for o in rows if o['row'].startswith('labels')})
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(task_rows('tasks-drawn-32px')))
+def test_keeps(name, tmp_path):
+    "The same, run again: about a minute each"
+    r = subprocess.run([sys.executable, results/'tasks.py', '--factors', '--only', name, '--out', tmp_path], env={**os.environ, 'OMP_NUM_THREADS':'1'})
+    assert not r.returncode
+    was,now = task_rows('tasks-drawn-32px')[name]['factors'],json.loads((tmp_path/f'{name}-0.json').read_text())['factors']
+    assert was.keys()==now.keys()
+    for k in was: assert abs(was[k]-now[k])<12, (k,was[k],now[k])
+
 def demo_runs(): return script('demo').read()
 
 def test_demo_runs_are_comparable():

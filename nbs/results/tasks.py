@@ -9,6 +9,7 @@ takes the task's own pass as its first view. `first` and `last` are the task's l
     python nbs/results/tasks.py                 # what is missing, one JSON file a row; two copies share the work
     python nbs/results/tasks.py --table
     python nbs/results/tasks.py --factors       # the demo's question to every task: what does it keep of drawn images?
+    python nbs/results/tasks.py --put           # the tables onto the pages: each task's, and that of all tasks
 """
 import resource, subprocess, sys, tempfile, time
 from fastcore.script import *
@@ -108,6 +109,42 @@ def table(out, drawn):
                      f"{say('.3f','last')} | {say('.2f','step')} | {o['mb']} |")
     return '\n'.join(lines)
 
+head = '## What it keeps'
+
+def kept_table(name, rows):
+    "What is read of drawn images after the task, beside what it began with, SimCLR, and the two together"
+    end = '@vit'*on_vit(name)
+    names = [f'untrained{end}', name, f'simclr{end}', *sorted(k for k in rows if k.startswith(f'{name}+simclr'))]
+    keys = list(rows[name]['factors'])
+    lines = ['| trained on | '+' | '.join(keys)+' |', '| --- '*(len(keys)+1)+'|']
+    say = lambda k: k.removesuffix('@vit').replace('@share', ', the pass shared')
+    line = lambda k: f"| {say(k)} | "+' | '.join(f"{rows[k]['factors'][f]:.1f}" for f in keys)+' |'
+    return '\n'.join(lines+list(map(line, names)))
+
+def page_of(name):
+    "The notebook of a task"
+    mod = PretextTask.registry[name].__module__.split('.')[-1]
+    return next(Path(__file__).parents[1].glob(f'pretext/*_{mod}.ipynb'))
+
+def in_place(text, table):
+    "`text` with `table` where a table of the same head was"
+    lines = text.splitlines()
+    i = lines.index(table.splitlines()[0])
+    n = next((k for k,o in enumerate(lines[i:]) if not o.startswith('|')), len(lines)-i)
+    return '\n'.join(lines[:i]+table.splitlines()+lines[i+n:])
+
+def put():
+    "Each task's table onto its page, below `head`; the photographs' onto the index of the tasks"
+    out = Path(__file__).parent
+    rows = {o['row']:o for o in read_rows(out/'tasks-drawn-32px')}
+    for name in (o for o in known if o in rows):
+        nb = json.loads((fn := page_of(name)).read_text(encoding='utf-8'))
+        cell = next(c for c in nb['cells'] if ''.join(c['source']).startswith(head))
+        cell['source'] = in_place(''.join(cell['source']), kept_table(name, rows)).splitlines(True)
+        fn.write_text(json.dumps(nb, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
+    fn = out.parent/'pretext/index.md'
+    fn.write_text(in_place(fn.read_text(encoding='utf-8'), table(out/'tasks-64px', False))+'\n', encoding='utf-8')
+
 @call_parse
 def main(
     size:int=64, # Pixels
@@ -120,8 +157,10 @@ def main(
     factors:store_true=False, # Drawn images instead, and what is kept of their factors?
     out:str='', # Where the rows go; `nbs/results/tasks-64px` or `tasks-drawn-32px` if empty
     table:store_true=False, # Only print the table
+    put:store_true=False, # Only write the tables onto the pages
 ):
     "Run what is missing, and print the table."
+    if put: return globals()['put']()
     fs,a = globals(),SimpleNamespace(**locals())
     out = out or ('nbs/results/tasks-drawn-32px' if factors else f'nbs/results/tasks-{size}px')
     todo = only.split(',') if only else [o for o in names() if not (factors and 'labels' in o)]
