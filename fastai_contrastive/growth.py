@@ -67,19 +67,19 @@ def _many_files(n, folder, size):
     drawn = image_files(_bench_path('synth', size))
     for i in range(n): (folder/f'{i}.jpg').write_bytes(drawn[i%100].read_bytes())
 
-def _set_cost(n, size=64, threads=0, **kwargs):
-    "Seconds and memory of what is done once with `n` images"
+def _set_cost(count, size=64, threads=0, **kwargs):
+    "Seconds and memory of what is done once with `count` images"
     if threads: torch.set_num_threads(threads)
     before = peak_memory()
     with tempfile.TemporaryDirectory() as d:
         (folder := Path(d)/'images').mkdir()
-        _many_files(n, folder, size)
+        _many_files(count, folder, size)
         res = dict(listing=_seconds(lambda: image_files(folder)))
         files = image_files(folder)
         res['cache'] = _seconds(lambda: pixel_cache(files, d, n_workers=1, pbar=False, say=noop, size=size))
-    y = torch.arange(n*3//2)%10
+    y = torch.arange(count*3//2)%10
     x = torch.randn(10, 512)[y]+4*torch.randn(len(y), 512)
-    sets = x[:n],y[:n],x[n:],y[n:]
+    sets = x[:count],y[:count],x[count:],y[count:]
     res['knn'] = _seconds(lambda: knn_accuracy(sets, pbar=False))
     res['linear'] = _seconds(lambda: linear_probe(sets))
     return dict(res, mb=round(1024*(peak_memory()-before), 1))

@@ -3,7 +3,7 @@ r"""Images a second of whole training, from JPEG files: this library's beside li
 SimCLR with torchvision's ResNet-18 on Imagenette, 64 pixels, batch 64: files opened, views made, both passes, loss,
 backward, optimizer. Each as its users run it. *lightly*: `LightlyDataset`, `SimCLRTransform`, a plain loop with
 `NTXentLoss` and SGD, as many loading processes as there are cores. *kornia*: a fastai `Learner` whose callback makes
-both views of a batch by kornia's augmentations, and lightly's loss. *ours*: `contrastive_learner` as the command makes
+both views of a batch (from this library's loader) by kornia's augmentations, and lightly's loss. *ours*: `contrastive_learner` as the command makes
 it, with `PassPrecision('auto')`, and once more with decoded pixels (`cache=`); *plain* is ours in float32 without
 channels-last or cache. Blocks of `n` steps take turns in one process; the ratio of each round counts, and its median is
 kept. The first step of a block, in which loading processes start, is not timed.
@@ -61,6 +61,7 @@ class KorniaViews(Callback):
     def before_batch(self):
         x = self.x.as_subclass(Tensor)
         self.learn.xb = (torch.cat([self.tfm(x), self.tfm(x)]),)
+        self.learn.yb = (x,) # Without a target fastai computes no loss
 
 def timed(learn, n):
     clock = StepClock(n)
