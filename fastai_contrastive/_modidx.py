@@ -1016,6 +1016,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'fastai_contrastive/given.py')},
             'fastai_contrastive.growth': { 'fastai_contrastive.growth._many_files': ( 'runs/growth.html#_many_files',
                                                                                       'fastai_contrastive/growth.py'),
+                                           'fastai_contrastive.growth._misfit': ( 'runs/growth.html#_misfit',
+                                                                                  'fastai_contrastive/growth.py'),
                                            'fastai_contrastive.growth._seconds': ( 'runs/growth.html#_seconds',
                                                                                    'fastai_contrastive/growth.py'),
                                            'fastai_contrastive.growth._set_cost': ( 'runs/growth.html#_set_cost',

@@ -282,8 +282,8 @@ def bench(
     threads:int=0, # torch's threads; its own choice if 0
     precision:_precision='fp32',
     compiled:bool=False, # Compile the encoder (torch.compile), and say what that brings?
-    grow:Annotated[str, f'Instead: how a step\'s time and memory grow with {", ".join(growth_axes)}; some, separated by '
-        'commas']=None,
+    grow:Annotated[str, 'Instead: how a step\'s time and memory grow, with one or more, separated by commas, of '
+        +', '.join(growth_axes)]=None,
     out:str='bench.json', # File of the rows
 ):
     "Images/s of whole training steps beside those of the forward and backward passes alone, measured in turns."

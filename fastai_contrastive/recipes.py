@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Recipe', 'recipe_learner', 'SaveEncoder', 'pretrain', 'git_commit', 'provenance', 'write_row', 'out_file',
            'on_interrupt', 'check_numbers', 'setting_names', 'check_settings', 'build_part', 'build_arch', 'data_path',
-           'pretrain_dls', 'check_terms', 'term_parts', 'prepared', 'term_cbs', 'unlabelled_dl', 'weights_file',
-           'unfinished', 'finetune', 'evaluate']
+           'pretrain_dls', 'check_terms', 'check_chunk', 'term_parts', 'prepared', 'term_cbs', 'unlabelled_dl',
+           'weights_file', 'unfinished', 'finetune', 'evaluate', 'peak_memory']
 
 # %% ../nbs/runs/08_recipes.ipynb #5e0406ed
 import time
@@ -33,8 +33,9 @@ from .judge import _n_fed
 
 # %% ../nbs/runs/08_recipes.ipynb #fcd6ffa6
 _all_ = ['git_commit', 'provenance', 'write_row', 'out_file', 'on_interrupt', 'check_numbers', 'setting_names',
-         'check_settings', 'build_part', 'build_arch', 'data_path', 'pretrain_dls', 'check_terms', 'term_parts',
-         'prepared', 'term_cbs', 'unlabelled_dl', 'weights_file', 'unfinished', 'finetune', 'evaluate']
+         'check_settings', 'build_part', 'build_arch', 'data_path', 'pretrain_dls', 'check_terms', 'check_chunk',
+         'term_parts', 'prepared', 'term_cbs', 'unlabelled_dl', 'weights_file', 'unfinished', 'finetune',
+         'evaluate', 'peak_memory']
 
 # %% ../nbs/runs/08_recipes.ipynb #b176d701
 @dataclass

@@ -3,8 +3,8 @@ r"""Images a second of whole training, from JPEG files: this library's beside li
 SimCLR with torchvision's ResNet-18 on Imagenette, 64 pixels, batch 64: files opened, views made, both passes, loss,
 backward, optimizer. Each as its users run it. *lightly*: `LightlyDataset`, `SimCLRTransform`, a plain loop with
 `NTXentLoss` and SGD, as many loading processes as there are cores. *kornia*: a fastai `Learner` whose callback makes
-both views of a batch (from this library's loader) by kornia's augmentations, and lightly's loss. *ours*: `contrastive_learner` as the command makes
-it, with `PassPrecision('auto')`, and once more with decoded pixels (`cache=`); *plain* is ours in float32 without
+both views of a batch (from this library's loader) by kornia's augmentations, and lightly's loss. *ours*:
+`contrastive_learner` as the command makes it, with `PassPrecision('auto')`, and once more with decoded pixels (`cache=`); *plain* is ours in float32 without
 channels-last or cache. Blocks of `n` steps take turns in one process; the ratio of each round counts, and its median is
 kept. The first step of a block, in which loading processes start, is not timed.
 
@@ -107,7 +107,8 @@ def main(
         rounds.append({k:f() for k,f in fs.items()})
         print({k:round(n*bs/v, 1) for k,v in rounds[-1].items()}, flush=True)
     speeds = {k:round(n*bs/median(r[k] for r in rounds), 1) for k in fs}
-    times = {k:{o:round(median(r[o]/r[k] for r in rounds), 2) for o in fs if o!=k} for k in ('ours','cached') if k in fs}
+    times_of = lambda k: {o:round(median(r[o]/r[k] for r in rounds), 2) for o in fs if o!=k}
+    times = {k:times_of(k) for k in ('ours','cached') if k in fs}
     write_row(dict(kind='loops', data='imagenette', arch='resnet18', size=size, bs=bs, n=n, repeats=repeats,
         num_workers=num_workers, images_per_second=speeds, times=times, rounds=rounds, **versions(), **provenance(),
         processor=processor(), load=[round(o, 1) for o in os.getloadavg()], command=command()), out)
