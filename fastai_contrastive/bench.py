@@ -191,7 +191,8 @@ def bench_rows(
     rows,was = [],torch.get_num_threads()
     if threads: torch.set_num_threads(threads)
     settings = {**kw, 'kind':'bench', 'compiled':compiled, 'data':str(data), 'arch_args':arch_args or {},
-        'threads':torch.get_num_threads(), 'cache':cache if isinstance(cache, bool) or cache=='device' else str(cache)}
+        'threads':torch.get_num_threads(),
+        'cache':cache if isinstance(cache, bool) or cache=='device' else str(cache)}
     try:
         for c in cases:
             rows.append({**settings, **bench_case(c, n, repeats, compiled=compiled, **kw), **provenance()})
