@@ -4,9 +4,10 @@ SimCLR with torchvision's ResNet-18 on Imagenette, 64 pixels, batch 64: files op
 backward, optimizer. Each as its users run it. *lightly*: `LightlyDataset`, `SimCLRTransform`, a plain loop with
 `NTXentLoss` and SGD, as many loading processes as there are cores. *kornia*: a fastai `Learner` whose callback makes
 both views of a batch (from this library's loader) by kornia's augmentations, and lightly's loss. *ours*:
-`contrastive_learner` as the command makes it, with `PassPrecision('auto')`, and once more with decoded pixels (`cache=`); *plain* is ours in float32 without
-channels-last or cache. Blocks of `n` steps take turns in one process; the ratio of each round counts, and its median is
-kept. The first step of a block, in which loading processes start, is not timed.
+`contrastive_learner` as the command makes it, with `PassPrecision('auto')`, and once more with decoded pixels
+(`cache=`); *plain* is ours in float32 without channels-last or cache. Blocks of `n` steps take turns in one process;
+the ratio of each round counts, and its median is kept. The first step of a block, in which loading processes start, is
+not timed.
 
     pip install kornia lightly
     python nbs/results/loops.py
