@@ -8,7 +8,7 @@ from fastai_contrastive.objective import Objective
 root = Path(__file__).resolve().parents[1]
 results = root/'nbs/results'
 def runs(glob): return pytest.mark.parametrize('run', sorted(o for o in results.glob(glob) if o.is_dir()), ids=lambda o: o.name)
-wang,objs,real,photos = map(runs, ('imagewang-*','objectives-*','objectives-[0-9]*','photographs-*'))
+wang,objs,real,photos,tasks = map(runs, ('imagewang-*','objectives-*','objectives-[0-9]*','photographs-*','tasks-[0-9]*'))
 
 def script(name):
     spec = importlib.util.spec_from_file_location(f'{name}_results', results/f'{name}.py')
@@ -118,22 +118,21 @@ def test_learns(name, seed, tmp_path):
 # Pretext tasks: what each reached on photographs, and what it keeps of drawn images
 def task_rows(folder): return {o['row']:o for o in read(results/folder)}
 
-def test_every_task_has_rows():
-    m = script('tasks')
-    assert set(task_rows('tasks-64px'))==set(m.names())
-    assert set(task_rows('tasks-drawn-32px'))=={o for o in m.names() if 'labels' not in o}
-    for o in ('tasks-64px','tasks-drawn-32px'): check_rows(task_rows(o).values(), ('epochs','commit','size','bs','lr'))
-
-def test_pages_of_tasks():
-    "Each task's page says what it keeps, and the index of tasks what was reached on photographs"
+def test_every_task_is_asked_what_it_keeps():
+    "Rows of each, alone and beside SimCLR; and each task's page has its table"
     m,rows = script('tasks'),task_rows('tasks-drawn-32px')
+    assert set(rows)==set(m.drawn_names())
+    check_rows(rows.values(), ('epochs',))
     for o in m.known: assert on_page(m.kept_table(o, rows), m.page_of(o).relative_to(root/'nbs').with_suffix(''))
-    assert m.table(results/'tasks-64px', False) in (root/'nbs/pretext/index.md').read_text(encoding='utf-8')
 
-def test_tasks_take_the_same_steps():
-    for vit in False,True:
-        rows = [o for k,o in task_rows('tasks-64px').items() if 'steps' in o and ('mae' in k or k.endswith('@vit'))==vit]
-        assert len({o['steps'] for o in rows if not o['row'].startswith('labels')})==1==len({o['steps'] for o in rows if o['row'].startswith('labels')})
+@tasks
+def test_every_task_on_photographs(run):
+    "Rows of each, alone, beside SimCLR and beside labels, with as many steps; the index of tasks has their table"
+    m,rows = script('tasks'),task_rows(run.name)
+    assert set(rows)==set(m.names())
+    check_rows(rows.values(), ('epochs','commit','size','bs','lr'))
+    for labels in False,True: assert len({o['steps'] for k,o in rows.items() if 'steps' in o and k.startswith('labels')==labels})==1
+    assert m.table(run, False) in (root/'nbs/pretext/index.md').read_text(encoding='utf-8')
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(task_rows('tasks-drawn-32px')))
