@@ -115,6 +115,17 @@ def test_learns(name, seed, tmp_path):
     row,untrained = (json.loads((tmp_path/f'{o}-{seed}.json').read_text()) for o in (name,'untrained'))
     learnt(row, untrained)
 
+def test_kills():
+    "Two hundred and more, of which 150 came in the middle of an epoch and twenty while a file was written; no end differs"
+    sys.path.insert(0, str(Path(__file__).parent))
+    from broken_off import cases
+    m,rows = script('kills'),read(results/'kills')
+    assert {o['case'] for o in rows}==set(cases()) and not any(o['unequal'] for o in rows)
+    check_rows(rows, ('commit','device'))
+    ks = [k for o in rows for k in o['kills']]
+    assert len(ks)>=200 and sum(bool(k['on'] and k['on'][2]) for k in ks)>=150 and sum(k['writing'] for k in ks)>=20
+    assert on_page(m.table(results/'kills'), 'runs/06_resumable')
+
 # Pretext tasks: what each reached on photographs, and what it keeps of drawn images
 def task_rows(folder): return {o['row']:o for o in read(results/folder)}
 

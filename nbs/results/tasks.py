@@ -4,7 +4,8 @@ Imagenette, all training images, three epochs, one seed, a narrow encoder (a sma
 each task alone (`rotation`), with SimCLR as a term (`rotation+simclr`), and as a term beside the labels of a tenth of
 the images (`labels+rotation`, the same number of steps); beside them the encoder as it began, SimCLR, and the labels
 alone. Rows that end in `@vit` are the ViT's, to be compared among themselves; in those that end in `@share` SimCLR
-takes the task's own pass as its first view; `@slow` has a lower learning rate. `first` and `last` are the task's loss in the first epoch and the last.
+takes the task's own pass as its first view; `@slow` has a lower learning rate. `first` and `last` are the task's loss
+in the first epoch and the last.
 
     python nbs/results/tasks.py                 # what is missing, one JSON file a row; two copies share the work
     python nbs/results/tasks.py --table
