@@ -135,6 +135,7 @@ def test_every_task_is_asked_what_it_keeps():
     assert set(rows)==set(m.drawn_names())
     check_rows(rows.values(), ('epochs',))
     for o in m.known: assert on_page(m.kept_table(o, rows), m.page_of(o).relative_to(root/'nbs').with_suffix(''))
+    assert m.table(results/'tasks-drawn-32px', True) in (root/'nbs/pretext/index.md').read_text(encoding='utf-8')
 
 @tasks
 def test_every_task_on_photographs(run):

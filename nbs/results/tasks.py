@@ -142,7 +142,7 @@ def in_place(text, table):
     return '\n'.join(lines[:i]+table.splitlines()+lines[i+n:])
 
 def put():
-    "Each task's table onto its page, below `head`; the photographs' onto the index of the tasks"
+    "Each task's table onto its page, below `head`; those of all tasks onto their index"
     out = Path(__file__).parent
     rows = {o['row']:o for o in read_rows(out/'tasks-drawn-32px')}
     for name in (o for o in known if o in rows):
@@ -150,9 +150,11 @@ def put():
         cell = next(c for c in nb['cells'] if ''.join(c['source']).startswith(head))
         cell['source'] = in_place(''.join(cell['source']), kept_table(name, rows)).splitlines(True)
         fn.write_text(json.dumps(nb, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
-    if not (out/'tasks-64px').exists(): return
     fn = out.parent/'pretext/index.md'
-    fn.write_text(in_place(fn.read_text(encoding='utf-8'), table(out/'tasks-64px', False))+'\n', encoding='utf-8')
+    for o in ('tasks-drawn-32px','tasks-64px'):
+        if not (out/o).exists(): continue
+        text = in_place(fn.read_text(encoding='utf-8'), table(out/o, 'drawn' in o))
+        fn.write_text(text+'\n', encoding='utf-8')
 
 @call_parse
 def main(
