@@ -298,7 +298,7 @@ with process_group():
 @pytest.mark.parametrize('launcher', ['torchrun','accelerate'])
 def test_started_as_a_user_does(launcher, n, tmp_path, synth):
     bin = Path(sys.executable).parent
-    start = dict(torchrun=[bin/'torchrun','--nproc-per-node',n,'--master-port',0], accelerate=[bin/'accelerate','launch','--multi_gpu','--num_processes',n,
+    start = dict(torchrun=[bin/'torchrun','--standalone','--nproc-per-node',n], accelerate=[bin/'accelerate','launch','--multi_gpu','--num_processes',n,
         '--num_machines',1,'--mixed_precision','no','--dynamo_backend','no','--main_process_port',0])[launcher]
     (tmp_path/'script.py').write_text(script.replace('IMGS', str(synth)))
     jobs = [['script.py'], [bin/'contrastive-pretrain','--data',synth,'--size',32,'--arch','xresnet18','--arch-args','widen=.1','--objective','simclr','--bs',4,'--epochs',1,
