@@ -91,7 +91,7 @@ def _head(asked, s, out, command, kwargs, say):
     with FileLock(out/'plan.lock'):
         if f.exists():
             h = json.loads(f.read_text())
-            if diff := differences(h['asked'], json_like(asked)):
+            if diff := differences({'precision':'auto', **h['asked']}, json_like(asked)): # It was no setting once
                 raise ValueError(f"{out} holds a report with other settings ({'; '.join(diff)}). Ask for the same to "
                     'go on; take another out= for another report')
             return h,ReportImages(s['data'], h['size'], asked['unlabelled'], **kwargs)

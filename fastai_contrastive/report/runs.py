@@ -137,7 +137,7 @@ class Work:
         out:str|Path, # Folder
         lines:Callable=Quiet, # Label → callback that shows a run
     ):
-        self.images,self.rows,self.plan,self.s = images,rows,plan,SimpleNamespace(**settings)
+        self.images,self.rows,self.plan,self.s = images,rows,plan,SimpleNamespace(**{'precision':'auto', **settings})
         self.out,self.lines,self.mid = Path(out),lines,middle_share(plan['shares'])
         for o in ('rows','weights'): (self.out/o).mkdir(parents=True, exist_ok=True)
 
