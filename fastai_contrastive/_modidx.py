@@ -2900,6 +2900,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'fastai_contrastive/report/report.py'),
                                                   'fastai_contrastive.report.report._planned': ( 'report/report.html#_planned',
                                                                                                  'fastai_contrastive/report/report.py'),
+                                                  'fastai_contrastive.report.report._precision_here': ( 'report/report.html#_precision_here',
+                                                                                                        'fastai_contrastive/report/report.py'),
                                                   'fastai_contrastive.report.report._row_learner': ( 'report/report.html#_row_learner',
                                                                                                      'fastai_contrastive/report/report.py'),
                                                   'fastai_contrastive.report.report._so_far': ( 'report/report.html#_so_far',

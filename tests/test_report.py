@@ -137,3 +137,14 @@ def test_labels_and_term_with_a_cache(synth, tmp_path):
     by = {o['row']:o for o in a.units if o['what']=='joint'}
     assert by['labels']['steps']==by['labels+simclr']['steps']>0 and len(list((tmp_path/'pixels').glob('*')))
     assert any('beside labels alone in as many steps' in o for o in a.answer)
+
+def test_one_precision_for_all(made, monkeypatch):
+    "Chosen once, by what a pass takes, and the rows say which"
+    rep,_ = made
+    assert rep.head['asked']['precision']=='auto' and rep.settings['precision'] in ('fp32','bf16')
+    assert {o['precision'] for o in rep.units if o['what'] in ('pretrain','tune')}=={rep.settings['precision']}
+    im,s = ReportImages(Path(rep.settings['data']), 32, num_workers=0),dict(bs=8, arch='xresnet_narrow', arch_args=dict(nf=16, blocks=1))
+    monkeypatch.setattr(module, 'native_bf16', lambda d: True)
+    for secs in (dict(fp32=2., bf16=1.), dict(fp32=1., bf16=2.)):
+        monkeypatch.setattr(module, 'pass_seconds', lambda m, x: secs)
+        assert module._precision_here(im, s)==min(secs, key=secs.get)

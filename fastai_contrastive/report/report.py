@@ -52,6 +52,13 @@ def time_rows(
     return Costs(rows=rows, probe=(time.perf_counter()-start)/n, **res)
 
 # %% ../../nbs/report/07_report.ipynb #c4590445
+def _precision_here(im, s):
+    "fp32 or bf16, one for all of a report, so that rows differ in nothing else"
+    x = im.labelled(bs=s['bs'], augment=False).one_batch()[0].as_subclass(Tensor)
+    if not native_bf16(x.device): return 'fp32'
+    secs = pass_seconds(create_encoder(s['arch'], **s['arch_args']).to(x.device), x)
+    return min(secs, key=secs.get)
+
 def _planned(asked, s, rows, kwargs, say):
     "Images, plan and costs, for the size that is asked for or the first that leaves enough time"
     sizes = [asked['size']] if asked['size'] else [128,64] if torch.cuda.is_available() else [64,32]
@@ -61,6 +68,7 @@ def _planned(asked, s, rows, kwargs, say):
         n = dict(train=len(im.files), valid=len(im.valid), unlabelled=im.n_unlabelled)
         say(f'{s["data"]}: {n["train"]} labels of {len(im.vocab)} classes, {n["unlabelled"]} images for pretraining, '
             f'{n["valid"]} to judge by; timing a few steps at {size} px')
+        if s['precision']=='auto': s['precision'] = _precision_here(im, s)
         s['views_args'] = ifnone(asked['views_args'], drawn_views if (im.path/'synth.json').exists() else {})
         with tempfile.TemporaryDirectory() as tmp:
             w = Work(im, rows, dict(seeds=[0], epochs=1, shares=shares, steps=1), s, tmp)

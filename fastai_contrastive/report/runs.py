@@ -172,7 +172,8 @@ def recipe(self:Work,
     "The recipe of a unit's row."
     s = self.s
     return row_recipe(self.rows[u.row], s.part_args, s.views_args, s.weight, data=str(s.data), size=self.images.size,
-        bs=s.bs, arch=s.arch, arch_args=s.arch_args, epochs=self.plan['epochs'], lr=s.lr, wd=s.wd, seed=u.seed)
+        bs=s.bs, arch=s.arch, arch_args=s.arch_args, epochs=self.plan['epochs'], lr=s.lr, wd=s.wd, seed=u.seed,
+        precision=s.precision)
 
 @patch
 def encoder(self:Work,
@@ -200,7 +201,7 @@ def _fit(self:Work, u, pct, lr, hold_out=None, **kwargs):
     set_seed(u.seed)
     dls,seen = self.images.labelled(pct, u.seed, bs, hold_out),Answers()
     learn,row = finetune(self.encoder(u), self.s.data, size=self.images.size, bs=bs, epochs=epochs, lr=lr, wd=self.s.wd,
-        pct=pct, seed=u.seed, dls=dls, cbs=[*self._cbs(u), LastEpochOnly(), seen], **kwargs)
+        pct=pct, seed=u.seed, dls=dls, cbs=[*self._cbs(u), LastEpochOnly(), seen], precision=self.s.precision, **kwargs)
     return {**row, 'classes':seen.by_class(len(self.images.vocab))}
 
 @patch
@@ -233,7 +234,7 @@ def _joint(self:Work, u):
     terms = row_terms(self.rows[u.row], every, s.part_args, s.views_args, s.weight)
     cbs = [*terms, *self._cbs(u), LastEpochOnly(), seen]
     learn,row = finetune(s.arch, s.data, size=self.images.size, bs=s.bs, epochs=epochs, lr=s.lr, wd=s.wd, pct=u.pct,
-        seed=u.seed, arch_args=s.arch_args, dls=dls, cbs=cbs)
+        seed=u.seed, arch_args=s.arch_args, dls=dls, cbs=cbs, precision=s.precision)
     save_encoder(learn, self._weights(u), dict(row=u.row, seed=u.seed))
     return {**row, 'steps':learn.train_iter, 'classes':seen.by_class(len(self.images.vocab))}
 
