@@ -21,7 +21,7 @@ from .rows import _beside
 from .given import *
 from .judge import *
 from .judge import _n_neighbours
-from .recipes import Recipe, data_path, write_row
+from .recipes import Recipe, build_arch, data_path, write_row
 from .bench import bench_cases, bench_rows, split_case
 from .growth import growth_axes, growth_rows
 from .core import *
@@ -254,8 +254,11 @@ def _measured(rows, cases, out):
     "What there is after Ctrl-C"
     return f'{out} has {len(rows)} of {len(cases)} cases' if rows else 'nothing was written'
 
-def _grown(axes, out, size, arch, arch_args, bs, threads):
-    "Measure and print the points of some axes"
+def _grown(axes, out, size, arch, arch_args, bs, n, threads, **other):
+    "Measure and print the points of some axes; `other` is what an axis has no use for"
+    if other := [k for k,v in other.items() if v]:
+        raise ValueError(f'grow={axes} measures drawn images in float32, each point once: leave out {", ".join(other)}')
+    build_arch(arch, arch_args or {})
     rows = []
     def _report(row):
         rows.append(row)
@@ -263,7 +266,7 @@ def _grown(axes, out, size, arch, arch_args, bs, threads):
         took = ', '.join(f'{k} {row[k]:.3f} s' for k in ('seconds','listing','cache','knn','linear') if k in row)
         print(f"{row['axis']} {row['value']}: {took}, {row['mb']:.0f} MB", flush=True)
     with on_interrupt(lambda: f'{out} has {len(rows)} points' if rows else 'nothing was written'):
-        growth_rows(axes, _report, size=size, arch=arch, arch_args=arch_args or {}, bs=bs, threads=threads)
+        growth_rows(axes, _report, size=size, arch=arch, arch_args=arch_args or {}, bs=bs, n=n, threads=threads)
     print(f'rows: {out}')
     return rows
 
@@ -289,7 +292,10 @@ def bench(
     "Images/s of whole training steps beside those of the forward and backward passes alone, measured in turns."
     check_numbers(size=size, bs=bs, n=n, repeats=repeats, num_workers=num_workers, threads=threads)
     out,cases,rows = out_file(out, '.json'),[o.strip() for o in cases.split(',') if o.strip()],[]
-    if grow is not None: return _grown(grow, out, size, arch, arch_args, bs, threads)
+    if grow is not None:
+        other = dict(data=data!='synth', precision=precision!='fp32', compiled=compiled, cache=cache,
+            num_workers=num_workers)
+        return _grown(grow, out, size, arch, arch_args, bs, n, threads, **other)
     if not cases: raise ValueError(f'no cases: name one or more, such as {bench_cases[0]},{bench_cases[1]}')
     for c in cases: split_case(c)
     print(f'{"":20}'+''.join(f'{o:>10}' for o in _bench_cols), flush=True)

@@ -34,6 +34,10 @@ def provenance()->dict: # commit, version, torch, torchvision, fastai, python, d
 def peak_memory()->float: # GB
     "Most memory so far: of the GPU if there is one, else of this process; nan where that is not known."
     if torch.cuda.is_available(): return round(torch.cuda.max_memory_allocated()/2**30, 3)
+    try: # Linux: `getrusage` gives a process that was started by another no less than that had
+        said = re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())
+        return round(int(said[1])/2**20, 3)
+    except (OSError,TypeError): pass
     try: import resource
     except ImportError: return math.nan # Windows has no such thing
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**(30 if sys.platform=='darwin' else 20), 3)

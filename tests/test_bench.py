@@ -81,11 +81,13 @@ def test_compiled(tiny, monkeypatch):
     assert 'compile_gain' not in B.bench_case('simclr', n=1, repeats=1, **tiny)
 
 def test_growth(tmp_path, capsys):
-    "Every axis, a point in a process of its own; wrong names are found first"
+    "Every axis, a point in a process of its own, whose memory is not that of the large one that starts it; what cannot be meant is found first"
     kw = dict(size=32, arch='xresnet_narrow', arch_args=dict(nf=16, blocks=1), bs=8, threads=1)
     rows = G.growth_rows('batch,images', values=dict(batch=[8], images=[40]), n=2, **kw)
     assert [(o['axis'],o['value']) for o in rows]==[('batch',8),('images',40)] and all(o['mb']>=0 for o in rows)
-    assert rows[0]['seconds']>0 and all(rows[1][k]>0 for k in ('listing','cache','knn','linear'))
+    assert rows[0]['seconds']>0 and rows[0]['mb']>1 and all(rows[1][k]>0 for k in ('listing','cache','knn','linear'))
     for axis,v in (('size',48),('views',3),('terms',2)): G.growth_learner(axis, v, **{k:o for k,o in kw.items() if k!='threads'})
     with pytest.raises(ValueError, match='no axis is called'): cli.bench(grow='batch,bach', out=str(tmp_path/'g'))
+    with pytest.raises(ValueError, match='leave out data, compiled'): cli.bench(grow='batch', data='imagenette', compiled=True, out=str(tmp_path/'g'))
+    with pytest.raises(ValueError, match='xresnet_narow'): cli.bench(grow='batch', arch='xresnet_narow', out=str(tmp_path/'g'))
     assert not (tmp_path/'g.json').exists()

@@ -117,7 +117,6 @@ def test_learns(name, seed, tmp_path):
 
 def test_kills():
     "Two hundred and more, of which 150 came in the middle of an epoch and twenty while a file was written; no end differs"
-    sys.path.insert(0, str(Path(__file__).parent))
     from broken_off import cases
     m,rows = script('kills'),read(results/'kills')
     assert {o['case'] for o in rows}==set(cases()) and not any(o['unequal'] for o in rows)

@@ -124,13 +124,9 @@ def put(out):
     fn = Path(__file__).parents[1]/'index.ipynb'
     nb = json.loads(fn.read_text(encoding='utf-8'))
     for t in tables(out):
-        head = t.splitlines()[0]
-        cell = next(c for c in nb['cells'] if head+'\n' in c['source'])
-        lines = ''.join(cell['source']).splitlines()
-        i = lines.index(head)
-        n = next((k for k,o in enumerate(lines[i:]) if not o.startswith('|')), len(lines)-i)
-        cell['source'] = '\n'.join(lines[:i]+t.splitlines()+lines[i+n:]).splitlines(True)
-    fn.write_text(json.dumps(nb, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
+        cell = next(c for c in nb['cells'] if t.splitlines()[0]+'\n' in c['source'])
+        cell['source'] = in_place(''.join(cell['source']), t).splitlines(True)
+    write_notebook(nb, fn)
 
 @call_parse
 def main(

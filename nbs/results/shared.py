@@ -59,3 +59,12 @@ def mean_table(rows, names, cols, head='pretraining'):
         rs = rows.filter(lambda o: o['row']==name)
         if rs: lines.append(f'| {name} | {len(rs)} | '+' | '.join(cell(rs.attrgot(k)) for k in cols)+' |')
     return '\n'.join(lines)
+
+def in_place(text, table):
+    "`text` with `table` where a table of the same head was"
+    lines = text.splitlines()
+    i = lines.index(table.splitlines()[0])
+    n = next((k for k,o in enumerate(lines[i:]) if not o.startswith('|')), len(lines)-i)
+    return '\n'.join(lines[:i]+table.splitlines()+lines[i+n:])
+
+def write_notebook(nb, fn): fn.write_text(json.dumps(nb, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')

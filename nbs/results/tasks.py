@@ -12,8 +12,7 @@ in the first epoch and the last.
     python nbs/results/tasks.py --factors       # the demo's question to every task: what does it keep of drawn images?
     python nbs/results/tasks.py --put           # the tables onto the pages: each task's, and that of all tasks
 """
-import resource, subprocess, sys, tempfile, time
-from functools import reduce
+import subprocess, sys, tempfile, time
 from fastcore.script import *
 from shared import *
 from fastai_contrastive import demo
@@ -83,7 +82,7 @@ def photographs(name, seed, a):
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, a.lr, cbs=cbs)
         row.update(steps.summary(), steps=learn.train_iter)
     ev = evaluate(enc, dls=full, pbar=False)
-    mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024) # Of this process, which has one row
+    mb = round(1024*peak_memory()) # Of this process, which has one row
     return dict(row, knn=ev['knn'], linear=ev['linear'], mb=mb, **provenance(), command=command())
 
 def factors(name, seed, a):
@@ -99,15 +98,16 @@ def factors(name, seed, a):
     return dict(row=name, seed=seed, arch=enc.arch, arch_args=enc.kwargs, epochs=20, factors=kept,
                 **(steps.summary() if learn else {}), **provenance(), command=command())
 
+def factor_table(rows, names, say=noop):
+    "A line a row: what is read of each factor"
+    keys = list(rows[names[0]]['factors'])
+    line = lambda k: f"| {say(k)} | "+' | '.join(f"{rows[k]['factors'][f]:.1f}" for f in keys)+' |'
+    return '\n'.join(['| trained on | '+' | '.join(keys)+' |', '| --- '*(len(keys)+1)+'|', *map(line, names)])
+
 def table(out, drawn):
     "One line a row"
     rows = {o['row']:o for o in read_rows(out) if o['seed']==0}
-    lines = []
-    if drawn:
-        keys = list(next(iter(rows.values()))['factors'])
-        lines = ['| trained on | '+' | '.join(keys)+' |', '| --- '*(len(keys)+1)+'|']
-        return '\n'.join(lines+[f"| {k} | "+' | '.join(f"{v['factors'][f]:.1f}" for f in keys)+' |'
-                                for k,v in sorted(rows.items())])
+    if drawn: return factor_table(rows, sorted(rows))
     lines = ['| trained on | kNN | linear | loss, first → last | seconds a step | MB |', '| --- '*6+'|']
     for k,o in sorted(rows.items()):
         say = lambda f,v: '-' if v not in o else format(o[v], f)
@@ -122,24 +122,16 @@ def kept_table(name, rows):
     end = '@vit'*on_vit(name)
     names = [f'untrained{end}', name, *([f'{name}@slow'] if f'{name}@slow' in rows else []), f'simclr{end}',
         *sorted(k for k in rows if k.startswith(f'{name}+simclr'))]
-    keys = list(rows[name]['factors'])
-    lines = ['| trained on | '+' | '.join(keys)+' |', '| --- '*(len(keys)+1)+'|']
-    said = {'@vit':'', '@share':', the pass shared', '@slow':', a lower learning rate'}
-    say = lambda k: reduce(lambda t,o: t.replace(o, said[o]), said, k)
-    line = lambda k: f"| {say(k)} | "+' | '.join(f"{rows[k]['factors'][f]:.1f}" for f in keys)+' |'
-    return '\n'.join(lines+list(map(line, names)))
+    said = dict(share=', the pass shared', slow=', a lower learning rate')
+    def _say(k):
+        k,_,how = k.partition('@')
+        return k+said.get(how, '')
+    return factor_table(rows, names, _say)
 
 def page_of(name):
     "The notebook of a task"
     mod = PretextTask.registry[name].__module__.split('.')[-1]
     return next(Path(__file__).parents[1].glob(f'pretext/*_{mod}.ipynb'))
-
-def in_place(text, table):
-    "`text` with `table` where a table of the same head was"
-    lines = text.splitlines()
-    i = lines.index(table.splitlines()[0])
-    n = next((k for k,o in enumerate(lines[i:]) if not o.startswith('|')), len(lines)-i)
-    return '\n'.join(lines[:i]+table.splitlines()+lines[i+n:])
 
 def put():
     "Each task's table onto its page, below `head`; those of all tasks onto their index"
@@ -149,7 +141,7 @@ def put():
         nb = json.loads((fn := page_of(name)).read_text(encoding='utf-8'))
         cell = next(c for c in nb['cells'] if ''.join(c['source']).startswith(head))
         cell['source'] = in_place(''.join(cell['source']), kept_table(name, rows)).splitlines(True)
-        fn.write_text(json.dumps(nb, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
+        write_notebook(nb, fn)
     fn = out.parent/'pretext/index.md'
     for o in ('tasks-drawn-32px','tasks-64px'):
         if not (out/o).exists(): continue
