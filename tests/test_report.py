@@ -3,7 +3,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from fastai.vision.all import Path, nn, noop, partial, re, shutil, torch
+from fastai.vision.all import Path, nn, noop, partial, pd, re, shutil, torch
 from fastai_contrastive.all import *
 from fastai_contrastive.report import report as module
 
@@ -148,3 +148,10 @@ def test_one_precision_for_all(made, monkeypatch):
     for secs in (dict(fp32=2., bf16=1.), dict(fp32=1., bf16=2.)):
         monkeypatch.setattr(module, 'pass_seconds', lambda m, x: secs)
         assert module._precision_here(im, s)==min(secs, key=secs.get)
+
+def test_a_term_is_held_against_as_many_steps():
+    "Beside labels alone in as many steps, if there is such a row; else beside the short fine-tuning, which is said"
+    accs = {('scratch','tuned'):.5, ('labels','joint'):.6, ('labels+simclr','joint'):.7}
+    t = pd.DataFrame([dict(row=r, measure=m, pct=.1, seed=s, acc=a+s/100) for (r,m),a in accs.items() for s in range(3)])
+    said = [[o for o in report_answer(t, names, .1, 100, 100) if 'at once' in o] for names in (list(dict(accs.keys())), ['scratch','labels+simclr'])]
+    assert len(said[0])==len(said[1])==1 and 'as many steps: +10.0' in said[0][0] and 'fewer steps: +20.0' in said[1][0]
