@@ -102,9 +102,25 @@ def draw_shape(
     name:str, # One of `synth_classes`
     rng:np.random.Generator, # Draws everything but the shape
     size:int=64, # Pixels
+    texture:str|None=None, # Of the object: plain, shaded, striped or cloudy; drawn if None
+    ground:tuple|None=None, # Colour of the ground, three numbers of 0 to 1; drawn if None
 )->Image.Image: # RGB, `size` x `size`
-    "One object of shape `name` on a background; two calls with equal `rng` differ in the shape only."
-    return _render(name, _draw_scene(rng), rng, size)
+    """One object of shape `name` on a background; two calls with equal `rng` differ in what they are told only.
+    Raises `ValueError` for an unknown texture."""
+    o = _draw_scene(rng)
+    if texture is not None or ground is not None: _instead(o, deepcopy(rng), texture, ground)
+    return _render(name, o, rng, size)
+
+def _instead(o, rng, texture, ground):
+    "Give the scene another texture or ground; `rng` is a copy, so that the rest is drawn as ever"
+    if texture not in (None,*_textures):
+        raise ValueError(f'texture must be one of {", ".join(_textures)}: got {texture!r}')
+    clouds = rng.integers(0, 256, (6,6), dtype=np.uint8)
+    if texture: o.front = (_textures.index(texture), *o.front[1:3], .35*o.object, clouds) # Dark enough to be seen
+    if ground is None: return
+    kind,a,ph,c2,old = o.back
+    o.ground,c2 = np.asarray(ground, dtype=float),np.clip(c2-o.ground+ground, 0, 1)
+    o.back = kind,a,ph,c2,old
 
 def _render(name, o, rng, size):
     "The picture of a scene, with noise drawn from `rng`"

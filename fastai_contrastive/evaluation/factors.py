@@ -49,11 +49,14 @@ def _probe_table(path, n, seed):
     return t.sample(2*n, random_state=seed)
 
 # %% ../../nbs/evaluation/04_factors.ipynb #ed5ac0d7
+def _norm_of(encoder, m):
+    "Mean and deviation of each channel that the encoder was trained with"
+    s = stats_of(_seen_by(encoder, m)[0])
+    return imagenet_stats if s is None else tuple(s[k]*3 if len(s[k])==1 else s[k] for k in ('mean','std'))
+
 def _probe_dl(encoder, m, files, size, bs):
     "A loader of `files`, normalised as the encoder was trained"
-    s = stats_of(_seen_by(encoder, m)[0])
-    norm = imagenet_stats if s is None else tuple(s[k]*3 if len(s[k])==1 else s[k] for k in ('mean','std'))
-    n = len(files)
+    n,norm = len(files),_norm_of(encoder, m)
     with no_random(reproducible=False): # A loader draws a seed of its own when it is made
         return _mk_dls(L(files), (range(n),range(n)), size, min(bs, n), '.', norm=norm, num_workers=0).valid
 
