@@ -50,6 +50,7 @@ from fastai_contrastive.evaluation.linear import *
 from fastai_contrastive.evaluation.factors import *
 from fastai_contrastive.evaluation.collapse import *
 from fastai_contrastive.evaluation.conflict import *
+from fastai_contrastive.evaluation.photographs import *
 from fastai_contrastive.plots import *
 from fastai_contrastive.checkpoints import *
 from fastai_contrastive.learner_state import *

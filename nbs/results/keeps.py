@@ -8,14 +8,15 @@ objectives are those of `objectives.py`.
 
     python nbs/results/keeps.py             # what is missing, one JSON file a row; two copies share the work
     python nbs/results/keeps.py --table
-    python nbs/results/keeps.py --put       # the table and the figure onto the page tutorials/keeps
+    python nbs/results/keeps.py --photographs REPORT/weights   # the encoders of a report on Imagenette, 32 pixels
+
+The page tutorials/keeps shows the rows.
 """
 import sys, tempfile
 from fastcore.script import *
 from shared import *
 from objectives import settings, drawn
 from fastai_contrastive import demo
-from fastai_contrastive.evaluation.conflict import *
 from fastai_contrastive.evaluation.factors import drawn_factors
 from fastai_contrastive.recipes import provenance
 
@@ -56,6 +57,18 @@ def job(name, seed, a):
     return dict(row=name, seed=seed, arch=enc.arch, arch_args=enc.kwargs, epochs=a.epochs, lr=a.lr, losses=losses,
         factors=cut(kept), conflict={k:cut(v) for k,v in said.items()}, **provenance(), command=command())
 
+def photographs(weights, out):
+    "A row for each encoder that a report has left: what it has kept of Imagenette"
+    dls = labelled_dls(small('imagenette', 40), size=32, bs=128, num_workers=0)
+    files = sorted(Path(weights).glob('*.safetensors'))
+    seeds = sorted({int(f.stem.rpartition('-')[2]) for f in files})
+    for name,seed,fn in [('scratch',s,None) for s in seeds]+[(*f.stem.rpartition('-')[::2],f) for f in files]:
+        set_seed(int(seed))
+        enc = load_encoder(fn) if fn else create_encoder(load_encoder(files[0]).arch, **load_encoder(files[0]).kwargs)
+        kept = {k:round(v,2) for k,v in probe_photographs(enc, dls, pbar=False).items()}
+        row = dict(row=name, seed=int(seed), arch=enc.arch, arch_args=enc.kwargs, kept=kept)
+        write_row({**row, **provenance(), 'command':command()}, Path(out)/f'{name}-{seed}.json')
+
 def means(rows):
     "Name of a row → column → mean over seeds: the factors, then what a classifier goes by"
     res = {}
@@ -80,10 +93,12 @@ def main(
     seeds:int=1, # 0, 1, ...
     only:str='', # Names of rows to run, separated by commas; all if empty
     out:str='nbs/results/keeps-32px', # Where the rows go
+    photographs:str='', # Folder of a report's weights: ask those what they have kept of photographs, and nothing else
     table:store_true=False, # Only print the table
 ):
     "Run what is missing, and print the table."
     fs,a = globals(),SimpleNamespace(**locals())
+    if photographs: return fs['photographs'](photographs, f'{out.rstrip("/")}-photographs')
     todo = only.split(',') if only else names
     if not table: run_missing([(o,s) for s in range(seeds) for o in todo], out, lambda n,s: job(n, s, a))
     print(fs['table'](out))
