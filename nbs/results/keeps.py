@@ -74,8 +74,8 @@ def means(rows):
     res = {}
     for name in names:
         if not (rs := rows.filter(lambda o: o['row']==name)): continue
-        cols = [{**o['factors'], **{f'{k} v. shape: {c}':o['conflict'][k][c] for k in conflict_cues for c in ('shape',k)}}
-                for o in rs]
+        said = lambda o: {f"{k} v. shape: {c}":o["conflict"][k][c] for k in conflict_cues for c in ("shape",k)}
+        cols = [{**o["factors"], **said(o)} for o in rs]
         res[name] = {k:float(np.mean([o[k] for o in cols])) for k in cols[0]}
     return res
 

@@ -9,7 +9,7 @@ both views of a batch (from this library's loader) by kornia's augmentations, an
 the ratio of each round counts, and its median is kept. The first step of a block, in which loading processes start, is
 not timed.
 
-    pip install kornia lightly
+    pip install -e '.[bench]'
     python nbs/results/loops.py
 """
 import os, sys, time

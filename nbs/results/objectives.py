@@ -16,7 +16,7 @@ The drawn images; then, do those that are low only need more steps? And on a GPU
         --short-side 0 --num-workers 12 --out nbs/results/objectives-128px
 
 `untrained` is the encoder as it begins. `lightly-simclr` is the reference: SimCLR with lightly 1.6's transform, head
-and loss, the same images, encoder, optimizer, schedule, steps and evaluation (`pip install 'lightly>=1.6,<1.7'`).
+and loss, the same images, encoder, optimizer, schedule, steps and evaluation (`pip install -e '.[bench]'`).
 `lightly-barlowtwins`, `lightly-byol` and `lightly-simsiam` are the same for three that come out low, with heads as
 wide as ours. Objectives that need labels get those of the training images, all of them: their rows are no comparison
 with the others.

@@ -6,7 +6,7 @@ what counts is the ratio of each round, of which the median is kept: a machine t
 of them. Each library gets what its users give it: kornia and this one a batch of floats, lightly images of PIL,
 torchvision tensors of bytes. lightly normalises too, the others were not asked to.
 
-    pip install kornia lightly
+    pip install -e '.[bench]'
     OMP_NUM_THREADS=2 python nbs/results/views.py --threads 2
 """
 import json, os, platform, re, sys, time
