@@ -9,8 +9,6 @@ objectives are those of `objectives.py`.
     python nbs/results/keeps.py             # what is missing, one JSON file a row; two copies share the work
     python nbs/results/keeps.py --table
     python nbs/results/keeps.py --photographs REPORT/weights   # the encoders of a report on Imagenette, 32 pixels
-
-The page tutorials/keeps shows the rows.
 """
 import sys, tempfile
 from fastcore.script import *
