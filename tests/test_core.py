@@ -1,6 +1,6 @@
 "What a term promises a `Learner`, contrastive or a pretext task's: the nine behaviours, columns, state, bad input"
-import itertools, subprocess, sys, textwrap
-import pytest
+import itertools, textwrap
+import forked, pytest
 import matplotlib
 matplotlib.use('Agg')
 from utils import *
@@ -302,7 +302,7 @@ def test_export_opens_without_the_package(files):
         with learn.no_bar(): print(*learn.predict({str(img)!r})[2].tolist())
         assert not [o for o in sys.modules if o.startswith('fastai_contrastive.')]
     """
-    r = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True)
+    r = forked.code(textwrap.dedent(code))
     assert r.returncode==0, r.stderr
     assert torch.allclose(tensor([float(o) for o in r.stdout.split()[-4:]]), want, atol=1e-6)
     fit(learn)
@@ -319,7 +319,7 @@ def test_a_term_alone_exports_without_the_package(files):
         learn = load_learner('e.pkl')
         with learn.no_bar(): print(*learn.get_preds(dl=learn.dls.test_dl([{str(files/'1'/'1.png')!r}]))[0][0].tolist())
     """
-    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)], capture_output=True, text=True)
+    r = forked.code(textwrap.dedent(code))
     assert r.returncode==0, r.stderr
     assert torch.allclose(tensor([float(o) for o in r.stdout.split()]), want[0], atol=1e-5)
     with warnings.catch_warnings():
