@@ -145,6 +145,14 @@ def test_every_task_on_photographs(run):
     for labels in False,True: assert len({o['steps'] for k,o in rows.items() if 'steps' in o and k.startswith('labels')==labels})==1
     assert m.table(run, False) in (root/'nbs/pretext/index.md').read_text(encoding='utf-8')
 
+def test_a_task_that_hardly_learns_was_given_longer():
+    "Its row has the settings of the table but for the epochs, and a committed state; the index says what it reached"
+    o,was = task_rows('longer-tasks-64px')['relative_patch'],task_rows('tasks-64px')['relative_patch']
+    check_rows([o,was], ('size','bs','lr','arch','arch_args','commit'))
+    assert o['epochs']==4*was['epochs'] and o['last']<was['last']
+    said = (root/'nbs/pretext/index.md').read_text(encoding='utf-8')
+    for v in f"{o['last']:.2f}",f"kNN {100*o['knn']:.1f}",f"linear {100*o['linear']:.1f}",f"{100*o['end'][2]:.0f}% of positions": assert v in said, v
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(task_rows('tasks-drawn-32px')))
 def test_keeps(name, tmp_path):
