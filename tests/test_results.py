@@ -11,6 +11,7 @@ def runs(glob): return pytest.mark.parametrize('run', sorted(o for o in results.
 wang,objs,real,photos,tasks = map(runs, ('imagewang-*','objectives-*','objectives-[0-9]*','photographs-*','tasks-[0-9]*'))
 
 def script(name):
+    if str(results) not in sys.path: sys.path.insert(0, str(results)) # They share a module
     spec = importlib.util.spec_from_file_location(f'{name}_results', results/f'{name}.py')
     m = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(m)
@@ -162,6 +163,21 @@ def test_keeps(name, tmp_path):
     was,now = task_rows('tasks-drawn-32px')[name]['factors'],json.loads((tmp_path/f'{name}-0.json').read_text())['factors']
     assert was.keys()==now.keys()
     for k in was: assert abs(was[k]-now[k])<12, (k,was[k],now[k])
+
+def test_what_each_keeps():
+    "Rows of every loss and sum, with the same images and steps; what the page says of them is so"
+    m = script('keeps')
+    rows = {o['row']:o for o in read(results/'keeps-32px')}
+    assert list(m.means(m.read_rows(results/'keeps-32px')))==m.names and set(rows)==set(m.names)
+    check_rows(rows.values(), ('epochs','lr','seed','arch','arch_args','commit'))
+    f,c = ({k:o[what] for k,o in rows.items()} for what in ('factors','conflict'))
+    for o in 'inpainting','denoising':
+        assert f[o]["ground's colour"]>f['simclr']["ground's colour"]+40 and f['simclr']['shape']>f[o]['shape']+40
+        both = f[f'{o}+simclr']
+        assert both['shape']>f['simclr']['shape']-10 and both["ground's colour"]>f[o]["ground's colour"]-15
+        assert c[o]['ground']['ground']>90 and c[o]['texture']['texture']>c[o]['texture']['shape']
+    assert c['simclr']['texture']['shape']>3*c['simclr']['texture']['texture'] and c['simclr']['ground']['shape']>90
+    assert max(f, key=lambda k: f[k]['turn'])=='rotation+simclr' and f['rotation']['turn']>20
 
 def demo_runs(): return script('demo').read()
 
