@@ -110,6 +110,12 @@ def test_any_with_any(base, record_property): run(base, 'xresnet18', record_prop
 @pytest.mark.parametrize('base', bases)
 def test_any_with_any_on_other_encoders(base, enc, record_property): run(base, enc, record_property)
 
+def test_counts_are_kept():
+    "Of all three encoders, whose runs take twenty minutes; on a ViT more pairs run, since it has tokens"
+    kept = json.loads((Path(__file__).parents[1]/'nbs/results/pairs.json').read_text())['pairs']
+    assert set(kept)==set(encoders) and len({sum(v.values()) for v in kept.values()})==1
+    assert kept['vit']['ran']>kept['resnet18']['ran']==kept['xresnet18']['ran']
+
 def test_three_terms_in_one_learner():
     torch.manual_seed(0)
     cbs = [ContrastiveCallback(made(SimCLR), weight=.5), PretextTerm(Rotation(), weight=SchedCos(0, 1)),
