@@ -844,6 +844,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'fastai_contrastive/evaluation/factors.py'),
                                                        'fastai_contrastive.evaluation.factors._ridge': ( 'evaluation/factors.html#_ridge',
                                                                                                          'fastai_contrastive/evaluation/factors.py'),
+                                                       'fastai_contrastive.evaluation.factors._takes_colour': ( 'evaluation/factors.html#_takes_colour',
+                                                                                                                'fastai_contrastive/evaluation/factors.py'),
                                                        'fastai_contrastive.evaluation.factors.probe_factors': ( 'evaluation/factors.html#probe_factors',
                                                                                                                 'fastai_contrastive/evaluation/factors.py')},
             'fastai_contrastive.evaluation.features': { 'fastai_contrastive.evaluation.features._as_features': ( 'evaluation/features.html#_as_features',

@@ -106,7 +106,7 @@ def draw_shape(
     ground:tuple|None=None, # Colour of the ground, three numbers of 0 to 1; drawn if None
 )->Image.Image: # RGB, `size` x `size`
     """One object of shape `name` on a background; two calls with equal `rng` differ in what they are told only.
-    Raises `ValueError` for an unknown texture."""
+    Raises `ValueError` for an unknown texture, and for a ground that is no colour."""
     o = _draw_scene(rng)
     if texture is not None or ground is not None: _instead(o, deepcopy(rng), texture, ground)
     return _render(name, o, rng, size)
@@ -115,8 +115,10 @@ def _instead(o, rng, texture, ground):
     "Give the scene another texture or ground; `rng` is a copy, so that the rest is drawn as ever"
     if texture not in (None,*_textures):
         raise ValueError(f'texture must be one of {", ".join(_textures)}: got {texture!r}')
+    if ground is not None and (np.shape(ground)!=(3,) or not all(0<=v<=1 for v in ground)):
+        raise ValueError(f'ground must be three numbers of 0 to 1, red, green and blue: got {ground!r}')
     clouds = rng.integers(0, 256, (6,6), dtype=np.uint8)
-    if texture: o.front = (_textures.index(texture), *o.front[1:3], .35*o.object, clouds) # Dark enough to be seen
+    if texture is not None: o.front = (_textures.index(texture), *o.front[1:3], .35*o.object, clouds) # Dark enough to be seen
     if ground is None: return
     kind,a,ph,c2,old = o.back
     o.ground,c2 = np.asarray(ground, dtype=float),np.clip(c2-o.ground+ground, 0, 1)

@@ -77,3 +77,14 @@ def test_other_channels_and_broken_features():
     class Nan(nn.Module):
         def forward(self, x): return x.mean((2,3))*math.nan
     with pytest.raises(ValueError, match='diverged'): probe_conflict(Nan(), n=3)
+
+@pytest.mark.parametrize('ground', [(128,20,20), (.1,.1), .5, (-.1,.2,.3)])
+def test_a_ground_that_is_no_colour(ground):
+    with pytest.raises(ValueError, match='0 to 1'): draw_shape('disk', rng(), 32, ground=ground)
+
+def test_an_empty_name_is_no_texture():
+    with pytest.raises(ValueError, match='plain, shaded'): draw_shape('disk', rng(), 32, texture='')
+
+@pytest.mark.parametrize('pair', [(-1,0), (0,4), (0,-2)])
+def test_other_classes(pair):
+    with pytest.raises(ValueError, match='0 to 3'): draw_conflict(*pair, rng())

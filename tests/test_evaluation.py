@@ -734,3 +734,10 @@ def test_monitor_beside_training_metrics():
     quiet(learn, 1, 1e-2)
     rec = learn.recorder
     assert len(rec.values[0])==len(rec.metric_names)-2 and 0<=dict(zip(rec.metric_names[1:], rec.values[0]))['knn_acc']<=1
+
+@pytest.mark.parametrize('n', [0,1,-5,2.5])
+def test_collapse_figures_of_too_few(n):
+    "A negative number would cut images off the end, and say nothing"
+    from fastai_contrastive.data import synth_dls
+    from fastai_contrastive.evaluation.collapse import collapse_figures
+    with pytest.raises(ValueError, match='n must be a whole number, 2 or more'): collapse_figures(nn.Flatten(), synth_dls(size=32, bs=8), n=n)

@@ -63,4 +63,30 @@ def test_other_channels(c):
 
 def test_broken_features(dls):
     with pytest.raises(ValueError, match='diverged'): probe_photographs(Peek(lambda x: x.mean((2,3))*math.nan), dls, pbar=False)
-    with pytest.raises(ValueError, match='10 images'): probe_photographs(Peek(lambda x: x.mean((2,3))), dls, n=3, pbar=False)
+
+@pytest.mark.parametrize('n', [3,-5,2.5,None])
+def test_too_few_to_ask(dls, n):
+    with pytest.raises(ValueError, match='10 or more'): probe_photographs(Peek(lambda x: x.mean((2,3))), dls, n=n, pbar=False)
+
+def test_too_few_that_there_are():
+    few = unlabeled_dls(synth_dls(size=32, bs=16, n=60).path, folders='train', size=32, bs=4, valid_pct=.02, num_workers=0)
+    assert len(few.valid_ds)<10
+    with pytest.raises(ValueError, match='10 images'): probe_photographs(Peek(lambda x: x.mean((2,3))), few, pbar=False)
+
+def test_normalised_in_another_way_is_said():
+    "As everywhere that an encoder meets images: it would be judged by what it does not know"
+    enc = create_encoder('xresnet_narrow', nf=16, blocks=1)
+    enc.stats = dict(mean=[.1]*3, std=[.9]*3)
+    with pytest.warns(UserWarning, match='normalised in two ways'): probe_photographs(enc, synth_dls(size=32, bs=16, n=60), n=20, pbar=False)
+
+def test_without_normalize_pixels_are_the_same(monkeypatch):
+    "What is asked about is computed from pixels of 0 to 1, however the loader normalises them"
+    plain,norm = (unlabeled_dls(synth_dls(size=32, bs=16, n=60).path, size=32, bs=16, valid_pct=.4, num_workers=0, norm=o) for o in (None,imagenet_stats))
+    seen,asked = [],[]
+    see = Peek(lambda x: (seen.append(x), x.mean((2,3)))[1])
+    monkeypatch.setitem(photo_factors, 'colour', lambda x: (asked.append(x), x.mean((2,3)))[1])
+    a,b = (probe_photographs(see, o, n=16, pbar=False) for o in (plain,norm))
+    assert 0<=seen[0].min() and seen[0].max()<=1 and seen[-1].min()<-1
+    k = len(asked)//2
+    for x,y in zip(asked[:k], asked[k:], strict=True): torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
+    assert a==pytest.approx(b, abs=.5)

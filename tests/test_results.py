@@ -176,6 +176,7 @@ def test_what_each_keeps():
         both = f[f'{o}+simclr']
         assert both['shape']>f['simclr']['shape']-10 and both["ground's colour"]>f[o]["ground's colour"]-15
         assert c[o]['ground']['ground']>90 and c[o]['texture']['texture']>c[o]['texture']['shape']
+        assert c[o]['texture']['agree']<=60<80<=c['simclr']['texture']['agree']
     assert c['simclr']['texture']['shape']>3*c['simclr']['texture']['texture'] and c['simclr']['ground']['shape']>90
     assert max(f, key=lambda k: f[k]['turn'])=='rotation+simclr' and f['rotation']['turn']>20
 

@@ -7,6 +7,7 @@ __all__ = ['class_accuracy', 'feature_spread', 'effective_rank', 'collapse_figur
 
 # %% ../../nbs/evaluation/05_collapse.ipynb #4b7752db
 from fastai.vision.all import *
+from ..losses import _wholes
 from ..views import *
 from ..objectives.alignuniform import align_loss, uniform_loss
 from .features import *
@@ -59,6 +60,7 @@ def collapse_figures(
     seed:int=0, # Of images and views
 )->dict: # spread, rank, alignment, uniformity
     "Figures that tell of collapse, without labels; raises `ValueError` for fewer than two images."
+    _wholes(2, n=n)
     m,dl,views = _module(encoder),eval_dl(dls, 1),copy(ifnone(views, simclr_views())).setup(dls)
     with no_random(seed, reproducible=False):
         idxs = torch.randperm(len(dl.dataset))[:n].tolist()

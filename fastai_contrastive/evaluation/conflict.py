@@ -9,9 +9,10 @@ __all__ = ['conflict_cues', 'draw_conflict', 'probe_conflict']
 from fastai.vision.all import *
 from torch.utils.data import TensorDataset
 from torch.utils.data import DataLoader as _Loader
+from ..losses import _wholes
 from ..drawn import *
 from .features import _extract, _module
-from .factors import _norm_of
+from .factors import _norm_of, _takes_colour
 from .linear import *
 from .linear import _classifier, _few_threads
 
@@ -27,8 +28,9 @@ def draw_conflict(
     cue:str='texture', # `texture`, of the object, or `ground`, its colour
     size:int=32, # Pixels
 )->Image.Image: # RGB, `size` x `size`
-    "An image with the shape of one class and the cue of another; raises `ValueError` for an unknown cue."
+    "An image with the shape of one class and the cue of another; raises `ValueError` for an unknown cue or class."
     if cue not in conflict_cues: raise ValueError(f'cue must be one of {", ".join(conflict_cues)}: got {cue!r}')
+    if not {shape,other}<=set(range(4)): raise ValueError(f'classes go from 0 to 3: got {shape} and {other}')
     told = conflict_cues[cue][other]
     if cue=='ground': told = np.clip(np.array(told)+rng.normal(0, .04, 3), 0, 1)
     return draw_shape(_shapes[shape], rng, size, **{cue:told})
@@ -53,8 +55,9 @@ def probe_conflict(
     """What a linear classifier on frozen features goes by where shape and `cue` disagree, in the manner of arXiv
     1811.12231. Raises `ValueError` for an unknown cue, fewer than 3 images, an encoder for other than 3 channels."""
     m = _module(encoder)
-    if not isinstance(n, (int,np.integer)) or n<3: raise ValueError(f'n must be a whole number, 3 or more: got {n!r}')
-    if (c := getattr(m, 'n_in', 3))!=3: raise ValueError(f'drawn images have 3 channels: the encoder takes {c}')
+    _wholes(3, n=n)
+    _wholes(1, size=size)
+    _takes_colour(m)
     fit,agree,apart = _pairs(n)
     pairs = np.array(fit+agree+apart)
     mean,std = (tensor(o)[:,None,None] for o in _norm_of(encoder, m))

@@ -9,6 +9,7 @@ __all__ = ['drawn_factors', 'probe_factors']
 from fastai.vision.all import *
 from fastai.data.external import fastai_path
 from ..stats import *
+from ..losses import _wholes
 from ..drawn import *
 from ..drawn import _synth_settings, _synth_version
 from ..data import _mk_dls
@@ -54,6 +55,9 @@ def _norm_of(encoder, m):
     s = stats_of(_seen_by(encoder, m)[0])
     return imagenet_stats if s is None else tuple(s[k]*3 if len(s[k])==1 else s[k] for k in ('mean','std'))
 
+def _takes_colour(m):
+    if (c := getattr(m, 'n_in', 3))!=3: raise ValueError(f'drawn images have 3 channels: the encoder takes {c}')
+
 def _probe_dl(encoder, m, files, size, bs):
     "A loader of `files`, normalised as the encoder was trained"
     n,norm = len(files),_norm_of(encoder, m)
@@ -92,8 +96,8 @@ def probe_factors(
     """How well linear models read each factor of drawn images from frozen features. Raises `ValueError` for unknown
     factors, too few images, an encoder for other than 3 channels, and nan; `FileNotFoundError` without a table."""
     m,cols = _module(encoder),_columns(factors)
-    if not isinstance(n, (int,np.integer)) or n<2: raise ValueError(f'n must be a whole number, 2 or more: got {n!r}')
-    if (c := getattr(m, 'n_in', 3))!=3: raise ValueError(f'drawn images have 3 channels: the encoder takes {c}')
+    _wholes(2, n=n)
+    _takes_colour(m)
     path,size = _probe_images(path, n, size, pbar)
     t = _probe_table(path, n, seed)
     x = _extract(m, _probe_dl(encoder, m, [path/o for o in t.file], size, bs), pbar=pbar)[0].numpy()

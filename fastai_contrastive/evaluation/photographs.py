@@ -7,9 +7,10 @@ __all__ = ['photo_factors', 'turned', 'probe_photographs']
 
 # %% ../../nbs/evaluation/07_photographs.ipynb #2a6984bd
 from fastai.vision.all import *
+from ..losses import _wholes
 from ..stats import *
 from .features import *
-from .features import _features, _module, _undisturbed
+from .features import _compare_stats, _features, _module, _undisturbed
 from .factors import _ridge
 from .linear import _few_threads
 
@@ -18,7 +19,7 @@ def _grey(x): return (x*x.new_tensor((.299,.587,.114))[:,None,None]).sum(1) if x
 
 def _light(x):
     g = _grey(x)
-    ys,xs = torch.linspace(-1, 1, g.shape[1]),torch.linspace(-1, 1, g.shape[2])
+    ys,xs = (torch.linspace(-1, 1, n, device=g.device) for n in g.shape[1:])
     return torch.stack([(g*xs).mean((1,2)), (g*ys[:,None]).mean((1,2))], 1)
 
 def _contrast(x): return _grey(x).std((1,2))[:,None]
@@ -73,10 +74,12 @@ def probe_photographs(
     seed:int=0, # Of images and turns
     pbar:bool=True, # Show progress bars?
 )->dict: # Factor → R², in % (0: no better than the mean, 100: exact)
-    """How well linear models read from frozen features what pixels say, and by how much an image was turned. Raises
-    `ValueError` for fewer than 10 images, and nan."""
-    m = _module(encoder)
-    (x,t),(vx,vt) = (_turned_rows(m, eval_dl(dls, i), n, seed+i, pbar) for i in range(2))
+    """How well linear models read from frozen features what pixels say, and by how much an image was turned; warns as
+    `extract_features`. Raises `ValueError` for fewer than 10 images, and nan."""
+    _wholes(10, n=n)
+    m,dls_ = _module(encoder),[eval_dl(dls, i) for i in range(2)]
+    _compare_stats(encoder, m, dls_[1], dls_)
+    (x,t),(vx,vt) = (_turned_rows(m, dl, n, seed+i, pbar) for i,dl in enumerate(dls_))
     if min(len(x), len(vx))<10: raise ValueError(f'needed 10 images of each set or more: got {len(x)} and {len(vx)}')
     if not (np.isfinite(x).all() and np.isfinite(vx).all()):
         raise ValueError('the features hold infinite or nan values: has the encoder diverged?')

@@ -44,36 +44,44 @@ def job(name, seed, a):
         path = synth_images(Path(d)/'images', 10, 20, 1800, 30, 32, seed)
         dls = demo._demo_dls(demo._demo_images(path), path, 64, seed)
     set_seed(seed)
-    enc,losses = create_encoder('xresnet_narrow', blocks=1),None
+    enc,curve = create_encoder('xresnet_narrow', blocks=1),None
     if name!='untrained':
         learn = learner(name, enc, dls)
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(a.epochs, a.lr)
-        losses = [round(float(o[0]), 4) for o in learn.recorder.values]
+        curve = [round(float(o[0]), 4) for o in learn.recorder.values]
     kept = probe_factors(enc, factors=list(drawn_factors), pbar=False)
-    said = {k:probe_conflict(enc, k) for k in conflict_cues}
+    asked = {k:probe_conflict(enc, k) for k in conflict_cues}
     cut = lambda o: {k:round(v,2) for k,v in o.items()}
-    return dict(row=name, seed=seed, arch=enc.arch, arch_args=enc.kwargs, epochs=a.epochs, lr=a.lr, losses=losses,
-        factors=cut(kept), conflict={k:cut(v) for k,v in said.items()}, **provenance(), command=command())
+    return dict(row=name, seed=seed, arch=enc.arch, arch_args=enc.kwargs, epochs=a.epochs, lr=a.lr, losses=curve,
+        factors=cut(kept), conflict={k:cut(v) for k,v in asked.items()}, **provenance(), command=command())
 
 def photographs(weights, out):
     "A row for each encoder that a report has left: what it has kept of Imagenette"
     dls = labelled_dls(small('imagenette', 40), size=32, bs=128, num_workers=0)
     files = sorted(Path(weights).glob('*.safetensors'))
-    seeds = sorted({int(f.stem.rpartition('-')[2]) for f in files})
-    for name,seed,fn in [('scratch',s,None) for s in seeds]+[(*f.stem.rpartition('-')[::2],f) for f in files]:
-        set_seed(int(seed))
-        enc = load_encoder(fn) if fn else create_encoder(load_encoder(files[0]).arch, **load_encoder(files[0]).kwargs)
-        kept = {k:round(v,2) for k,v in probe_photographs(enc, dls, pbar=False).items()}
-        row = dict(row=name, seed=int(seed), arch=enc.arch, arch_args=enc.kwargs, kept=kept)
-        write_row({**row, **provenance(), 'command':command()}, Path(out)/f'{name}-{seed}.json')
+    check_writable(Path(out)/'x')
+    if not files: raise FileNotFoundError(f'no encoder in {weights}: it should be the folder weights/ of a report')
+    encs = {f.stem:load_encoder(f) for f in files}
+    one,seeds = first(encs.values()),sorted({int(k.rpartition('-')[2]) for k in encs})
+    for s in seeds: # As each seed's began
+        set_seed(s)
+        encs[f'scratch-{s}'] = create_encoder(one.arch, **one.kwargs)
+    for k,enc in encs.items():
+        kept = {f:round(v,2) for f,v in probe_photographs(enc, dls, pbar=False).items()}
+        row = dict(row=k.rpartition('-')[0], seed=int(k.rpartition('-')[2]), arch=enc.arch, arch_args=enc.kwargs)
+        write_row({**row, 'kept':kept, **provenance(), 'command':command()}, Path(out)/f'{k}.json')
+        print(k, kept, flush=True)
+
+def said(row):
+    "What a classifier goes by, a number a column: right where cues agree, then the shape's and the other's share"
+    return {f'{k} or shape: {c}':row['conflict'][k][c] for k in conflict_cues for c in ('agree','shape',k)}
 
 def means(rows):
     "Name of a row → column → mean over seeds: the factors, then what a classifier goes by"
     res = {}
     for name in names:
         if not (rs := rows.filter(lambda o: o['row']==name)): continue
-        said = lambda o: {f"{k} v. shape: {c}":o["conflict"][k][c] for k in conflict_cues for c in ("shape",k)}
-        cols = [{**o["factors"], **said(o)} for o in rs]
+        cols = [{**o['factors'], **said(o)} for o in rs]
         res[name] = {k:float(np.mean([o[k] for o in cols])) for k in cols[0]}
     return res
 
