@@ -118,7 +118,8 @@ def _instead(o, rng, texture, ground):
     if ground is not None and (np.shape(ground)!=(3,) or not all(0<=v<=1 for v in ground)):
         raise ValueError(f'ground must be three numbers of 0 to 1, red, green and blue: got {ground!r}')
     clouds = rng.integers(0, 256, (6,6), dtype=np.uint8)
-    if texture is not None: o.front = (_textures.index(texture), *o.front[1:3], .35*o.object, clouds) # Dark enough to be seen
+    dark = .35*o.object # So that it can be seen
+    if texture is not None: o.front = (_textures.index(texture), *o.front[1:3], dark, clouds)
     if ground is None: return
     kind,a,ph,c2,old = o.back
     o.ground,c2 = np.asarray(ground, dtype=float),np.clip(c2-o.ground+ground, 0, 1)
