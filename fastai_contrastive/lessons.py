@@ -14,9 +14,9 @@ from .objective import *
 from .core import *
 
 # %% ../nbs/terms/05_lessons.ipynb #d3e85473
-def lesson_encoder()->Encoder: # 0.7M parameters, `nf` 128
-    "A narrow xresnet18, the same weights at every call after the same `set_seed`."
-    return create_encoder('xresnet18', widen=.25, stem_szs=(16,16,64))
+def lesson_encoder()->Encoder: # 0.3M parameters, `nf` 128
+    "A narrow ResNet, the same weights at every call after the same `set_seed`."
+    return create_encoder('xresnet_narrow', blocks=1)
 
 # What the drawn images need otherwise
 drawn_views = dict(scale=(.4,1.), brightness=.6, contrast=.6, saturation=.8, hue=.5, p_grey=.3)
