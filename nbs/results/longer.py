@@ -53,7 +53,8 @@ class Job:
         enc = create_encoder(arch, **arch_args)
         a = SimpleNamespace(size=size, bs=bs, wd=wd, num_workers=self.num_workers)
         learn = peers.lightly_learner(u.row, self.images.without_labels(bs), enc, a)
-        learn.fit_one_cycle(u.epochs, lr, cbs=[*self.cbs(lambda m: m.encoder), Resumable(self.weights/u.name)])
+        cbs = [*self.cbs(lambda m: m.encoder), Resumable(self.weights/u.name)]
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(u.epochs, lr, cbs=cbs)
         values = [[round(float(v), 5) for v in o] for o in learn.recorder.values]
         return enc,dict(steps=learn.train_iter, columns=list(learn.recorder.metric_names)[1:-1], values=values)
 
