@@ -8,7 +8,7 @@ objectives are those of `objectives.py`.
 
     python nbs/results/keeps.py             # what is missing, one JSON file a row; two copies share the work
     python nbs/results/keeps.py --table
-    python nbs/results/keeps.py --photographs REPORT/weights   # the encoders of a report on Imagenette, 32 pixels
+    python nbs/results/keeps.py --photographs REPORT   # the encoders of a report on Imagenette, at its size
 """
 import sys, tempfile
 from fastcore.script import *
@@ -55,12 +55,14 @@ def job(name, seed, a):
     return dict(row=name, seed=seed, arch=enc.arch, arch_args=enc.kwargs, epochs=a.epochs, lr=a.lr, losses=curve,
         factors=cut(kept), conflict={k:cut(v) for k,v in asked.items()}, **provenance(), command=command())
 
-def photographs(weights, out):
+def photographs(report):
     "A row for each encoder that a report has left: what it has kept of Imagenette"
-    dls = labelled_dls(small('imagenette', 40), size=32, bs=128, num_workers=0)
-    files = sorted(Path(weights).glob('*.safetensors'))
-    check_writable(Path(out)/'x')
-    if not files: raise FileNotFoundError(f'no encoder in {weights}: it should be the folder weights/ of a report')
+    size = json.loads((Path(report)/'plan.json').read_text())['size']
+    out = Path(__file__).parent/f'keeps-{size}px-photographs'
+    dls = labelled_dls(small('imagenette', size*5//4), size=size, bs=128, augment=False, cache=True, num_workers=0)
+    files = sorted((Path(report)/'weights').glob('*.safetensors'))
+    check_writable(out/'x')
+    if not files: raise FileNotFoundError(f'no encoder in {report}/weights: nothing was pretrained there')
     encs = {f.stem:load_encoder(f) for f in files}
     one,seeds = first(encs.values()),sorted({int(k.rpartition('-')[2]) for k in encs})
     for s in seeds: # As each seed's began
@@ -68,8 +70,9 @@ def photographs(weights, out):
         encs[f'scratch-{s}'] = create_encoder(one.arch, **one.kwargs)
     for k,enc in encs.items():
         kept = {f:round(v,2) for f,v in probe_photographs(enc, dls, pbar=False).items()}
-        row = dict(row=k.rpartition('-')[0], seed=int(k.rpartition('-')[2]), arch=enc.arch, arch_args=enc.kwargs)
-        write_row({**row, 'kept':kept, **provenance(), 'command':command()}, Path(out)/f'{k}.json')
+        row,_,seed = k.rpartition('-')
+        row = dict(row=row, seed=int(seed), arch=enc.arch, arch_args=enc.kwargs, size=size, kept=kept)
+        write_row({**row, **provenance(), 'command':command()}, out/f'{k}.json')
         print(k, kept, flush=True)
 
 def said(row):
@@ -99,12 +102,12 @@ def main(
     seeds:int=1, # 0, 1, ...
     only:str='', # Names of rows to run, separated by commas; all if empty
     out:str='nbs/results/keeps-32px', # Where the rows go
-    photographs:str='', # Folder of a report's weights: ask those what they have kept of photographs, and nothing else
+    photographs:str='', # Folder of a report: ask its encoders what they have kept of photographs, and nothing else
     table:store_true=False, # Only print the table
 ):
     "Run what is missing, and print the table."
     fs,a = globals(),SimpleNamespace(**locals())
-    if photographs: return fs['photographs'](photographs, f'{out.rstrip("/")}-photographs')
+    if photographs: return fs['photographs'](photographs)
     todo = only.split(',') if only else names
     if not table: run_missing([(o,s) for s in range(seeds) for o in todo], out, lambda n,s: job(n, s, a))
     print(fs['table'](out))
