@@ -41,8 +41,26 @@ def test_rows_are_comparable(run):
 
 @photos
 def test_tables_of_photographs(run):
-    md = (root/'README.md').read_text(encoding='utf-8')
-    for t in script('photographs').tables(run): assert t in md
+    for t in script('photographs').tables(run): assert on_page(t, 'tutorials/worth')
+
+def test_what_pretraining_is_worth():
+    "README's table is that of the kept report, whose rows are of one commit"
+    from fastai_contrastive.report.figures import Report
+    m = script('imagenette')
+    assert m.table(m.here) in (root/'README.md').read_text(encoding='utf-8')
+    rep = Report(m.here)
+    assert {o['commit'] for o in rep.units if 'commit' in o}=={rep.head['provenance']['commit']}
+    seeds = {o:{u['seed'] for u in rep.of('tune', o)} for o in rep.names}
+    assert set(map(frozenset, seeds.values()))=={frozenset(rep.plan['seeds'])}
+    n = {len(rep.of('tune', o)) for o in rep.names}
+    assert n=={len(rep.plan['seeds'])*len(rep.plan['shares'])}
+
+def test_kept_of_photographs():
+    "The encoders of that report, and each seed's beginning, by one commit"
+    rows = read(results/'keeps-64px-photographs')
+    check_rows(rows, ('commit','arch','arch_args','size'))
+    assert {o['row'] for o in rows}=={'scratch','simclr','rotation','rotation+simclr'}
+    assert len({(o['row'],o['seed']) for o in rows})==len(rows)
 
 @photos
 def test_photographs_are_comparable(run):

@@ -73,7 +73,7 @@ def photographs(report):
         kept = {f:round(v,2) for f,v in probe_photographs(enc, dls, pbar=False).items()}
         row,_,seed = k.rpartition('-')
         row = dict(row=row, seed=int(seed), arch=enc.arch, arch_args=enc.kwargs, size=size, kept=kept)
-        write_row({**row, **provenance(), 'command':command()}, out/f'{k}.json')
+        write_row({**row, **provenance(), 'command':command().replace(str(report), 'REPORT')}, out/f'{k}.json')
         print(k, kept, flush=True)
 
 def said(row):

@@ -8,7 +8,7 @@ stopped and started again, and several copies share the work. What a pretraining
 
     OMP_NUM_THREADS=1 python nbs/results/photographs.py & OMP_NUM_THREADS=1 python nbs/results/photographs.py & wait
     python nbs/results/photographs.py --table       # the tables of what is there
-    python nbs/results/photographs.py --put         # ... into nbs/index.ipynb, where the README comes from
+    python nbs/results/photographs.py --put         # ... into the page tutorials/worth
 
 A row takes a core some 10 (scratch) to 35 minutes (a task beside SimCLR): 5 hours of a core in all. On a GPU, images
 of 128 pixels, 100 epochs and five seeds:
@@ -120,8 +120,8 @@ def tables(out):
 def table(out): return '\n\n'.join(tables(out))
 
 def put(out):
-    "The tables in the place of those that the README's source has (then: `python scripts/readme.py`)"
-    fn = Path(__file__).parents[1]/'index.ipynb'
+    "The tables in the place of those that the page has"
+    fn = Path(__file__).parents[1]/'tutorials/worth.ipynb'
     nb = json.loads(fn.read_text(encoding='utf-8'))
     for t in tables(out):
         cell = next(c for c in nb['cells'] if t.splitlines()[0]+'\n' in c['source'])
@@ -145,7 +145,7 @@ def main(
     out:str='nbs/results/photographs-64px', # Where the rows go
     looks:store_true=False, # Only try what fine-tuning from scratch wants, on held-out training images
     table:store_true=False, # Only print the tables
-    put:store_true=False, # Only write the tables to where the README comes from
+    put:store_true=False, # Only write the tables into the page `tutorials/worth`
 ):
     "Run what is missing of the experiment, and print its tables."
     fs = globals()
