@@ -54,6 +54,11 @@ def test_what_pretraining_is_worth():
     assert set(map(frozenset, seeds.values()))=={frozenset(rep.plan['seeds'])}
     n = {len(rep.of('tune', o)) for o in rep.names}
     assert n=={len(rep.plan['seeds'])*len(rep.plan['shares'])}
+    ahead = {}
+    for o in m.differences(m.here): ahead.setdefault((o['row'],o['beside']), {})[o['measure'],o['pct']] = o['verdict']
+    assert set(ahead['simclr','scratch'].values())==set(ahead['rotation','scratch'].values())=={'ahead'}
+    assert set(ahead['rotation+simclr','simclr'].values())=={'within luck'}
+    assert [k for k,v in ahead['rotation+simclr','rotation'].items() if v!='ahead']==[('tuned',1.)]
 
 def test_kept_of_photographs():
     "The encoders of that report, and each seed's beginning, by one commit"

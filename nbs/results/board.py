@@ -26,10 +26,8 @@ ft_epochs = 5,20
 lrs = 1e-3,4e-3
 held = .2 # Share of the labelled dogs that learning rates are chosen on
 
-class Run(namedtuple('Run', 'what row seed labels size epochs', defaults=(None,)*3)):
+class Run(Named, namedtuple('Run', 'what row seed labels size epochs', defaults=(None,)*3)):
     "pretrain, judge, choose or tune of a row with a seed"
-    @property
-    def name(self): return '-'.join(str(o) for o in self if o is not None)
 
 def units(a):
     "All there is to do, in order: what costs most and says least comes last"
@@ -79,7 +77,7 @@ class Job:
 
     def images(self, size):
         "Image网 for images of `size`; those of the smaller size were resized once"
-        return small('imagewang', self.a.short_side if size==self.a.size else 0)
+        return small('imagewang', self.a.short_side if size==self.a.size else 0, size)
 
     def __call__(self, u):
         row,numbers = getattr(self, u.what)(u),('accuracy','knn','linear','lr','trained')

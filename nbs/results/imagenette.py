@@ -48,7 +48,7 @@ def differences(out):
     for a,b in (('simclr','scratch'), ('rotation','scratch'), (both,'simclr'), (both,'rotation')):
         for m,f in [('knn',1.),('linear',1.),*(('tuned',f) for f in rep.plan['shares'])]:
             p = paired(by_seed(rep.frame, a, m, f), by_seed(rep.frame, b, m, f))
-            yield dict(row=a, beside=b, measure=m, pct=f, points=say_points(p))
+            yield dict(row=a, beside=b, measure=m, pct=f, points=say_points(p), verdict=p.verdict)
 
 def put(out):
     "The table in the place of that which the README's source has"

@@ -60,7 +60,8 @@ def photographs(report):
     size = json.loads((Path(report)/'plan.json').read_text())['size']
     out = Path(__file__).parent/f'keeps-{size}px-photographs'
     dls = labelled_dls(small('imagenette', size*5//4), size=size, bs=128, augment=False, cache=True, num_workers=0)
-    files = [f for f in sorted((Path(report)/'weights').glob('*.safetensors')) if encoder_info(f)['recipe']['finished']]
+    done = lambda f: encoder_info(f)['recipe'].get('finished', True) # Of labels and a term, only finished ones are saved
+    files = [f for f in sorted((Path(report)/'weights').glob('*.safetensors')) if done(f)]
     check_writable(out/'x')
     if not files: raise FileNotFoundError(f'no encoder in {report}/weights: nothing was pretrained there')
     encs = {f.stem:load_encoder(f) for f in files}
@@ -69,7 +70,6 @@ def photographs(report):
         set_seed(s)
         encs[f'scratch-{s}'] = create_encoder(one.arch, **one.kwargs)
     for k,enc in encs.items():
-        if (out/f'{k}.json').exists(): continue
         kept = {f:round(v,2) for f,v in probe_photographs(enc, dls, pbar=False).items()}
         row,_,seed = k.rpartition('-')
         row = dict(row=row, seed=int(seed), arch=enc.arch, arch_args=enc.kwargs, size=size, kept=kept)

@@ -13,19 +13,15 @@ schedule and steps.
 """
 from fastcore.script import *
 from shared import *
-import objectives as peers
+from nine import size, bs, lr, wd, arch, arch_args, train_lightly
 from fastai_contrastive.recipes import provenance, peak_memory
 from fastai_contrastive.report.folder import ReportImages
 from fastai_contrastive.report.runs import Quiet, share_units, read_units, linear_of
 
-size,bs,lr,wd = 64,128,4e-3,1e-2
-arch,arch_args = 'xresnet_narrow',dict(blocks=1)
 names = 'simclr','rotation+simclr'
 
-class Run(namedtuple('Run', 'row epochs seed')):
+class Run(Named, namedtuple('Run', 'row epochs seed')):
     "A row for so many epochs"
-    @property
-    def name(self): return '-'.join(map(str, self))
 
 class Job:
     "What a `Run` is carried out with"
@@ -49,12 +45,8 @@ class Job:
 
     def lightly(self, u):
         "The same with lightly's parts"
-        set_seed(u.seed)
-        enc = create_encoder(arch, **arch_args)
-        a = SimpleNamespace(size=size, bs=bs, wd=wd, num_workers=self.num_workers)
-        learn = peers.lightly_learner(u.row, self.images.without_labels(bs), enc, a)
         cbs = [*self.cbs(lambda m: m.encoder), Resumable(self.weights/u.name)]
-        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(u.epochs, lr, cbs=cbs)
+        enc,learn = train_lightly(u.row, self.images, u.seed, u.epochs, cbs, self.num_workers)
         values = [[round(float(v), 5) for v in o] for o in learn.recorder.values]
         return enc,dict(steps=learn.train_iter, columns=list(learn.recorder.metric_names)[1:-1], values=values)
 

@@ -35,10 +35,8 @@ candidates = dict(
     lejepa=[dict(dim=16, hidden=512), dict(dim=64, hidden=512), dict(dim=64, hidden=512, lambd=.02)])
 lightly = 'simclr','byol','barlowtwins','simsiam'
 
-class Run(namedtuple('Run', 'what objective k seed', defaults=(None,)*2)):
+class Run(Named, namedtuple('Run', 'what objective k seed', defaults=(None,)*2)):
     "look at candidate k, or train the best with a seed"
-    @property
-    def name(self): return '-'.join(str(o) for o in self if o is not None)
 
 def units(a):
     "All there is to do: the looks first, round by round"
@@ -49,6 +47,15 @@ def units(a):
 
 def looks_of(o): return [Run('look', o, k) for k in range(len(candidates[o]))]
 def needs(u): return [] if u.what=='look' else looks_of(u.objective)
+
+def train_lightly(name, images, seed, epochs, cbs, num_workers=0):
+    "Encoder and learner of `lightly-…`, in this setting"
+    set_seed(seed)
+    enc = create_encoder(arch, **arch_args)
+    a = SimpleNamespace(size=size, bs=bs, wd=wd, num_workers=num_workers)
+    learn = peers.lightly_learner(name, images.without_labels(bs), enc, a)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=cbs)
+    return enc,learn
 
 class Job:
     "What a `Run` is carried out with"
@@ -74,12 +81,9 @@ class Job:
 
     def peer(self, u):
         peers.settings[u.objective] = args = self.best(u.objective)[0]
-        set_seed(u.seed)
-        enc = create_encoder(arch, **arch_args)
-        a = SimpleNamespace(size=size, bs=bs, wd=wd, num_workers=self.a.num_workers)
-        learn = peers.lightly_learner(f'lightly-{u.objective}', self.images.without_labels(bs), enc, a)
-        cbs = [ChannelsLast(), Resumable(self.out/'weights'/u.name)]
-        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(self.a.epochs, lr, cbs=cbs)
+        cbs = [ChannelsLast(), StopOnDivergence(), Resumable(self.out/'weights'/u.name)]
+        name = f'lightly-{u.objective}'
+        enc,learn = train_lightly(name, self.images, u.seed, self.a.epochs, cbs, self.a.num_workers)
         return enc,dict(steps=learn.train_iter, settings=args)
 
     def __call__(self, u):

@@ -106,10 +106,10 @@ def lightly_parts(name, enc, a):
     byol = lambda: tfms.BYOLTransform(*[v(input_size=a.size) for v in views])
     if o=='simclr':
         m = Pair(enc, heads.SimCLRProjectionHead(enc.nf, enc.nf, 128))
-        return tfms.SimCLRTransform(input_size=a.size),m,losses.NTXentLoss(temperature=.2),[]
+        return tfms.SimCLRTransform(input_size=a.size),m,losses.NTXentLoss(temperature=c.get('temp', .2)),[]
     if o=='barlowtwins':
         m = Pair(enc, heads.BarlowTwinsProjectionHead(enc.nf, c['hidden'] or c['dim'], c['dim']))
-        return byol(),m,losses.BarlowTwinsLoss(),[]
+        return byol(),m,losses.BarlowTwinsLoss(lambda_param=c.get('lambd', 5e-3)),[]
     cos = losses.NegativeCosineSimilarity()
     both = lambda p,q,s,t: (cos(p,t)+cos(q,s))/2
     kind = {'byol':'BYOL','simsiam':'SimSiam'}[o]

@@ -5,9 +5,9 @@ from fastai.vision.all import *
 from fastai_contrastive.all import *
 from fastai_contrastive.recipes import write_row
 
-def small(name, short_side):
-    "The data set, resized once so that its shorter side is `short_side`; 0 leaves it as it is"
-    path = data_path(name, 64)
+def small(name, short_side, size=64):
+    "The data set for images of `size`, resized once so that its shorter side is `short_side`; 0 leaves it as it is"
+    path = data_path(name, size)
     if not short_side: return path
     dest = path.parent/f'{path.name}-short{short_side}'
     if not dest.exists():
@@ -20,6 +20,11 @@ def small(name, short_side):
             im.resize([round(o*f) for o in im.size], Image.Resampling.BILINEAR).save(to, 'JPEG', quality=90)
         tmp.rename(dest)
     return dest
+
+class Named:
+    "For a namedtuple that says what is to be run, as `share_units` takes it"
+    @property
+    def name(self): return '-'.join(str(o) for o in self if o is not None)
 
 def command(): return shlex.join(['python', f'nbs/results/{Path(sys.argv[0]).name}', *sys.argv[1:]])
 
