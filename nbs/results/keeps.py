@@ -60,7 +60,7 @@ def photographs(report):
     size = json.loads((Path(report)/'plan.json').read_text())['size']
     out = Path(__file__).parent/f'keeps-{size}px-photographs'
     dls = labelled_dls(small('imagenette', size*5//4), size=size, bs=128, augment=False, cache=True, num_workers=0)
-    done = lambda f: encoder_info(f)['recipe'].get('finished', True) # Of a row `labels`, none else is saved
+    done = lambda f: encoder_info(f)['recipe'].get('finished', True) # `labels` rows save no other
     files = [f for f in sorted((Path(report)/'weights').glob('*.safetensors')) if done(f)]
     check_writable(out/'x')
     if not files: raise FileNotFoundError(f'no encoder in {report}/weights: nothing was pretrained there')
