@@ -335,13 +335,14 @@ def report(
     lr:float=4e-3, # Highest learning rate of pretraining
     lrs:Annotated[numbers, 'Learning rates of fine-tuning, chosen by held-out labels; .001,.004 if not given']=None,
     wd:float=1e-2, # Weight decay
-    weight:float=1., # Factor of what is beside the first part of a row
+    weight:float=1., # Factor of what is beside the first part of a row; tasks come before objectives
     part_args:Annotated[term_settings, 'Settings of tasks and objectives: name.key=value (simclr.temp=.2)']=None,
     views_args:_kv('views (hue=.5,scale=(.4,1))')=None,
     epochs:int=None, # Of pretraining; as many as there is time for if not given
     seeds:int=None, # How many; by the time if not given
     steps:int=None, # Of a fine-tuning, at least; by the time if not given
     skip_bad:bool=False, # Read every file first, and leave out those that cannot be read?
+    class_from:str=None, # Class of images that lie deeper: top, the folder below train/, or parent, their own
     num_workers:int=None, # Loading processes; fastai's choice if not given
     cache:_cache=False,
     precision:_precision='auto',
@@ -352,4 +353,5 @@ def report(
     command = shlex.join(['contrastive-report', *sys.argv[1:]]) if Path(sys.argv[0]).stem=='contrastive-report' else ''
     return _make_report(data, unlabelled, fractions, hours, size, out, rows, arch, arch_args, bs, lr,
         lrs or (1e-3,4e-3), wd, weight, part_args, views_args, epochs, seeds, steps, precision,
-        Lines if is_terminal() else Quiet, say, command, skip_bad=skip_bad, num_workers=num_workers, cache=cache)
+        Lines if is_terminal() else Quiet, say, command, skip_bad=skip_bad, class_from=class_from,
+        num_workers=num_workers, cache=cache)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ContrastiveCallback', 'ViewsOnly', 'encoder_for', 'contrastive_learner', 'default_metrics',
-           'finetune_learner', 'Objective', 'get_objective', 'Encoder', 'create_encoder', 'save_encoder',
-           'load_encoder', 'TermCallback', 'TermColumn', 'TermOnly', 'frozen_stats', 'fixed_draws']
+           'finetune_learner', 'Objective', 'objective_name', 'get_objective', 'Encoder', 'create_encoder',
+           'save_encoder', 'load_encoder', 'TermCallback', 'TermColumn', 'TermOnly', 'frozen_stats', 'fixed_draws']
 
 # %% ../nbs/terms/04_core.ipynb #a1a1327c
 from contextlib import ExitStack, nullcontext
@@ -24,7 +24,7 @@ from .objective import *
 from .term import *
 
 # %% ../nbs/terms/04_core.ipynb #e90555d5
-_all_ = ['Objective', 'get_objective', 'Encoder', 'create_encoder', 'save_encoder', 'load_encoder', 'TermCallback',
+_all_ = ['Objective', 'objective_name', 'get_objective', 'Encoder', 'create_encoder', 'save_encoder', 'load_encoder', 'TermCallback',
          'TermColumn', 'TermOnly', 'frozen_stats', 'fixed_draws']
 
 # %% ../nbs/terms/04_core.ipynb #284c8f7a

@@ -74,8 +74,8 @@ class Recipe:
         check_settings(**{o:getattr(self, o) for o in args})
         check_numbers(**{o:getattr(self, o) for o in ('size','bs','epochs','lr','wd','weight','seed')})
         PassPrecision(self.precision)
-        if self.task: self.task = get_task(self.task).name
-        if self.objective: self.objective = get_objective(self.objective).name
+        if self.task: self.task = task_name(self.task)
+        if self.objective: self.objective = objective_name(self.objective)
         for k,of in dict(task_args='task', objective_args='objective', views_args='objective').items():
             if getattr(self, k) and not getattr(self, of):
                 raise ValueError(f'{k}={getattr(self, k)} without {of}=: nothing would take them')
@@ -114,6 +114,9 @@ def _views(r, obj):
     "The objective's views with what the recipe changes about them; None where it changes nothing"
     if not (obj and r.views_args): return None
     views = obj.views()
+    if not hasattr(views, 'but'):
+        raise ValueError(f'views_args: the views of {r.objective} are a {type(views).__name__}, and only a Views has '
+            'settings that can be changed')
     return build_part('views_args', views.but, r.views_args, f"{r.objective}'s views", setting_names(type(views)))
 
 # %% ../nbs/runs/08_recipes.ipynb #ebc7f76e

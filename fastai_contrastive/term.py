@@ -291,7 +291,11 @@ def pct(self:TermCallback)->float:
     return start+(end-start)*self.learn.pct_train
 
 @patch
-def _w(self:TermCallback): return float(self.weight(self.pct) if callable(self.weight) else self.weight)
+def _w(self:TermCallback):
+    w = float(self.weight(self.pct) if callable(self.weight) else self.weight)
+    if 0<=w<math.inf: return w
+    raise ValueError(f'{self.name}: the schedule of its weight gives {w} at {self.pct:.3g} of the training; a weight '
+                     'is a number of 0 or more')
 
 @patch
 def _labels(self:TermCallback):

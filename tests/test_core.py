@@ -658,6 +658,11 @@ def test_weight_schedule_follows_the_runs_share():
     assert grads[0]==0 and len(vals)==5
     assert np.allclose(grads[1:], [(1-np.cos(np.pi*p))/2*v.item() for p,v in zip(ws_[1:], vals)], atol=1e-5)
 
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -.1])
+def test_weight_schedule_that_gives_no_weight(bad):
+    "As a constant would be: refused by name, not added to the loss"
+    with pytest.raises(ValueError, match=f'the schedule of its weight gives {bad} at'): fit(make_learn(term(lambda p: 1. if p<.3 else bad)), 2)
+
 def test_a_second_loader_feeds_the_term():
     "Unlabelled, of another batch size, and shorter: it starts again"
     extra,seen = make_dls(n=10, bs=5, labelled=False).valid.new(bs=6),[]

@@ -3,7 +3,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from fastai.vision.all import Path, nn, noop, partial, pd, re, shutil, torch
+from fastai.vision.all import Image, Path, nn, noop, np, partial, pd, re, shutil, torch
 from fastai_contrastive.all import *
 from fastai_contrastive.report import report as module
 
@@ -155,3 +155,127 @@ def test_a_term_is_held_against_as_many_steps():
     t = pd.DataFrame([dict(row=r, measure=m, pct=.1, seed=s, acc=a+s/100) for (r,m),a in accs.items() for s in range(3)])
     said = [[o for o in report_answer(t, names, .1, 100, 100) if 'at once' in o] for names in (['scratch','labels','labels+simclr'], ['scratch','labels+simclr'])]
     assert len(said[0])==len(said[1])==1 and 'as many steps: +10.0' in said[0][0] and 'fewer steps: +20.0' in said[1][0]
+
+def pictures(path, classes, n=4, sets=('train','val'), size=20):
+    "A folder of drawn squares, `n` of each class, or as many as `n` says by set"
+    for s in sets:
+        for i,c in enumerate(classes):
+            (path/s/c).mkdir(parents=True)
+            for k in range(n[s] if isinstance(n, dict) else n):
+                x = np.full((size,size,3), 40*i+k, np.uint8)
+                x[k%size] = 255
+                Image.fromarray(x).save(path/s/c/f'{k}.png')
+    return path
+
+tiny = dict(small, size=16, arch_args=dict(nf=16, blocks=1), seeds=1, steps=2, lrs=[1e-3], rows='scratch,rotation', say=noop)
+
+def test_other_images(tmp_path):
+    "A report does not go on with other images, classes or loaders: what is done could not be compared with what follows"
+    p = pictures(tmp_path/'d', 'ab', 6)
+    rep = report(p, out=tmp_path/'r', **tiny)
+    (rep.out/'rows/tune-rotation-0-1.json').unlink()
+    with pytest.raises(ValueError, match='norm: nothing then, None now'): report(p, out=rep.out, norm=None, **tiny)
+    pictures(p, 'c', 1, ['train'])
+    with pytest.raises(ValueError, match='training images.n: 12 then, 13 now.*Take another out='): report(p, out=rep.out, **tiny)
+    shutil.rmtree(p/'train/c')
+    assert len(report(p, out=rep.out, **dict(tiny, num_workers=0)).of('tune', 'rotation'))==2
+
+def test_one_rate_diverges(tmp_path, monkeypatch):
+    "A learning rate that diverges is not chosen, and costs nothing else; a row is lost where all of them do"
+    real = module.Work._fit
+    def fit(self, u, pct, lr, *args, **kwargs):
+        if u.what=='choose' and (lr==9. or u.row=='rotation'): raise Diverged(f'lr {lr}')
+        return real(self, u, pct, lr, *args, **kwargs)
+    monkeypatch.setattr(module.Work, '_fit', fit)
+    rep = report(pictures(tmp_path/'d', 'ab', 6), out=tmp_path/'r', **dict(tiny, lrs=[9.,1e-3]))
+    chosen, = rep.of('choose', 'scratch')
+    assert chosen['lr']==1e-3 and chosen['tried']['9.0'] is None and len(rep.of('tune', 'scratch'))==2
+    assert not rep.of('tune', 'rotation') and 'left out: rotation, seed 0' in report_html(rep)
+
+@pytest.mark.parametrize('n,sets,classes,msg', [(1, ('train','val'), 'ab', 'one training image: give one of them a second'),
+    (dict(train=4, val=2), ('train','val'), 'ab', None)])
+def test_too_few(tmp_path, n, sets, classes, msg):
+    "What leaves nothing to choose or judge by is refused before there is a plan; two images a class are enough to judge by"
+    p = pictures(tmp_path/'d', classes, n, sets)
+    if msg:
+        with pytest.raises(ValueError, match=msg): report(p, out=tmp_path/'r', **tiny)
+        assert not (tmp_path/'r/plan.json').exists()
+    shutil.rmtree(p/'val/b')
+    with pytest.raises(ValueError, match='one training image|all of class a'): report(p, out=tmp_path/'r', **tiny)
+
+def test_folders(tmp_path):
+    "Deeper folders by `class_from`; unlabelled images once, by whatever path; names that look like pictures or are no UTF-8"
+    p = pictures(tmp_path/'d', ['a/x','a/y','b/z'], 3)
+    with pytest.raises(ValueError, match="class_from='top'"): ReportImages(p, 16)
+    assert (im := ReportImages(p, 16, class_from='top')).vocab==['a','b'] and len(im.valid_classes)==2
+    (p/'unsup').mkdir()
+    (p/'unsup/1.png').symlink_to(p/'val/a/x/0.png')
+    for o in (2,3): shutil.copy(p/'val/a/x/1.png', p/f'unsup/{o}.png')
+    (p/'unsup/4.png').symlink_to(p/'unsup/2.png')
+    (tmp_path/'again').symlink_to(p/'unsup')
+    assert len(ReportImages(p, 16, tmp_path/'again', class_from='top').extra)==2
+    q = pictures(tmp_path/'e', ['logo.png','scan.tif','caf\udce9'], {'train':20, 'val':2})
+    im = ReportImages(q, 16, num_workers=0, device='cpu')
+    for pct,n in ((.05,3),(.1,6),(1.,60)):
+        tr = im.labelled(pct, bs=3).train_ds
+        assert len(tr)==im.n_labels(pct)==n and set(map(int, tr.tls[1]))=={0,1,2}
+    assert im.n_labels(.05, .2)==3 and im.n_labels(1., .2)==48
+    rep = report(q, out=tmp_path/'r', **dict(tiny, fractions=[1/3,1.]))
+    assert rep.plan['shares']==[.333333,1.] and '–' not in rep.accuracies().filter(like='linear').to_numpy() and rep.n_labels=={.333333:21, 1.:60}
+    assert 'caf\\udce9' in (rep.out/'report.html').read_text()
+
+def frame(**rows):
+    "A frame of fine-tuned accuracies, by row a list over the seeds"
+    return pd.DataFrame([dict(row=k.replace('_','+'), seed=i, measure=m, pct=.1, acc=a) for k,v in rows.items()
+        for i,a in enumerate(v) if a is not None for m in ('joint' if k.startswith('labels') else 'tuned','held')])
+
+def test_answer_without_scratch():
+    "What there is is compared; and means and difference are over the same seeds"
+    says = lambda t: ' '.join(report_answer(t, [*dict.fromkeys(t.row)], .1, 100, 100))
+    assert 'helps' in (s := says(frame(simclr=[.4,.41,.42], rotation=[.5,.51,.52]))) and 'where simclr has 41.0%' in s
+    assert 'Labels alone for longer, beside labels alone in fewer steps: +10.0' in says(frame(labels=[.5,.6], scratch=[.4,.5]))
+    assert 'rotation first and the labels afterwards: +10.0' in says(frame(rotation=[.4,.4], labels_rotation=[.5,.5]))
+    assert '39.5% of the validation images instead of 35.0%, in the 2 seeds' in says(frame(scratch=[.2,.5,.8], simclr=[.25,.54,None]))
+
+def test_worth_of_a_dip():
+    "A curve that dips by luck does not make a gain a loss, and one image more in both of two seeds is no gain"
+    w = labels_worth([10,100,1000], [.5,.4017,.8], 100, Paired(.053,.014,3,'ahead'))
+    assert 1<w.times<2 and w.lo>1
+    assert labels_for([10,100,1000], [.4,.5,.8], .5)==(100.,'')
+    a,b = {0:.5,1:.6},{0:.5-1/30,1:.6-1/30}
+    assert paired(a, b).verdict=='ahead' and paired(a, b, step=1/30).verdict=='within luck'
+
+def test_memory_and_minutes_are_of_one_run(tmp_path):
+    "A run is not charged with the memory of one before it in the same process, nor loses the time before an interruption"
+    def run(u):
+        x = torch.ones(u.pct<<18) # MB
+        return dict(kept=float(x.sum()), **(dict(seconds=99.) if u.row=='b' else {}))
+    us = [Unit('judge', r, 0, mb) for r,mb in (('a',600),('b',1))]
+    share_units(us, tmp_path, lambda u: [], run)
+    a,b = sorted(read_units(tmp_path), key=lambda o: o['row'])
+    assert a['memory']>b['memory']+.4 and b['seconds']==99. and a['seconds']<60
+
+def test_plan_of_labels_rows():
+    "Labels and a term take many short epochs: they are planned for; and shares are never thinned to one of several"
+    n,p = dict(train=100, valid=10, unlabelled=1000),dict(epochs=10, shares=[.1,1.], steps=10, n_lrs=1)
+    s = plan_seconds(p, Costs(dict.fromkeys(['simclr','labels+simclr'], .001), .001, .001, .001), n)['pretrain']
+    assert s['labels+simclr']-s['simclr']==pytest.approx(.25*10*99)
+    from fastai_contrastive.report.plan import _thinner
+    assert all(len(o)>1 for o in _thinner([.1,.2,.5,1.], False))
+
+def test_parts_in_order():
+    "What is beside a task gets the weight, however the row is written; a part with a required setting can be a row"
+    r = row_recipe(report_row('simclr+rotation'), weight=.1)
+    assert (r.name,r.task,r.objective,r.weight)==('rotation+simclr','rotation','simclr',.1)
+    assert len(parse_rows('scratch,simclr+rotation,rotation+simclr'))==2
+    class Asks(Rotation):
+        name = 'asks'
+        def __init__(self, k): super().__init__()
+    try: assert row_recipe(report_row('asks'), dict(asks=dict(k=2))).task=='asks'
+    finally: PretextTask.registry.pop('asks')
+
+def test_settings_are_looked_at_first(synth, tmp_path):
+    "A wrong setting of views is refused before there is a plan, and shares may be an array"
+    with pytest.raises(ValueError, match='views_args'): report(synth, out=tmp_path/'r', views_args=dict(heu=1), **tiny)
+    assert not (tmp_path/'r').exists() or not (tmp_path/'r/plan.json').exists()
+    with pytest.raises(ValueError, match='leaves class'): report(synth, out=tmp_path/'r', **dict(tiny, fractions=np.array([.001])))

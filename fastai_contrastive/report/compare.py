@@ -37,6 +37,7 @@ def report_row(
         if o in ('scratch','published','labels'):
             raise ValueError(f'{name}: {o} stands alone, or labels first: write scratch, published or labels+simclr')
     names = list(check_terms({o:1. for o in names}, unlabelled='the images without labels'))
+    if not joint: names.sort(key=lambda o: o not in PretextTask.registry) # What is beside a task gets the weight
     return Row('+'.join(['labels']*joint+names), 'joint' if joint else 'pretrain', names)
 
 def with_labels(
@@ -59,7 +60,7 @@ def row_recipe(
     row:Row, # Of kind `pretrain`
     part_args:dict|None=None, # Settings of tasks and objectives, a dictionary for each by its name
     views_args:dict|None=None, # What to change about the objectives' views
-    weight:float=1., # Factor of what is beside the first part
+    weight:float=1., # Factor of what is beside the first part; tasks come before objectives
     **kwargs # For `Recipe`: data, size, bs, arch, arch_args, epochs, lr, wd, seed
 )->Recipe: # To be carried out by `pretrain`
     "The recipe of a row; raises `ValueError` for settings that a part does not take."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Paired', 'Worth', 'paired', 'say_points', 'labels_for', 'labels_worth', 'report_frame', 'by_seed',
-           'mean_curve', 'best_row', 'report_answer']
+           'mean_curve', 'best_row', 'base_row', 'report_answer']
 
 # %% ../../nbs/report/03_curve.ipynb #ab6dd2f3
 from fastai.vision.all import *
@@ -18,13 +18,15 @@ def paired(
     a:dict, # Value by seed
     b:dict, # Value by seed, of the row that `a` is compared with
     level:float=.95, # Of the interval
+    step:float=0., # The least that a value can differ by: 1/n, of shares of `n` images
 )->Paired: # verdict: 'ahead', 'behind', 'within luck', or ''
     "Compare two rows over the seeds that both have; raises `ValueError` where there is none."
     from scipy.stats import t
     d = np.array([a[k]-b[k] for k in a if k in b], dtype=float)
     if not len(d): raise ValueError('the two rows have no seed in common: nothing can be paired')
     if len(d)<2: return Paired(float(d[0]), math.nan, 1, '')
-    half = float(t.ppf((1+level)/2, len(d)-1)*d.std(ddof=1)/math.sqrt(len(d)))
+    sd = max(d.std(ddof=1), step/math.sqrt(6)) # Two values, each rounded to whole steps, are no surer than this
+    half = float(t.ppf((1+level)/2, len(d)-1)*sd/math.sqrt(len(d)))
     m = float(d.mean())
     return Paired(m, half, len(d), 'within luck' if abs(m)<=half else 'ahead' if m>0 else 'behind')
 
@@ -45,13 +47,18 @@ def labels_for(
     "How many labels a curve needs for an accuracy; raises `ValueError` for fewer than two points."
     if len(ns)<2 or len(ns)!=len(accs):
         raise ValueError(f'a curve has two points or more: got {len(ns)} and {len(accs)}')
-    accs = np.maximum.accumulate(accs)
+    accs = _rising(accs)
     if acc<accs[0]: return float(ns[0]),'<'
     if acc>accs[-1]: return float(ns[-1]),'>'
     i = int(np.searchsorted(accs, acc)) # The first point that is as good
     if accs[i]==acc or i==0: return float(ns[i]),''
     part = (acc-accs[i-1])/(accs[i]-accs[i-1])
     return float(np.exp(np.log(ns[i-1])+part*np.log(ns[i]/ns[i-1]))),''
+
+def _rising(accs):
+    "The nearest curve that never falls, by least squares: more labels do no harm, but luck does"
+    from sklearn.isotonic import isotonic_regression
+    return isotonic_regression(np.asarray(accs, dtype=float))
 
 Worth = namedtuple('Worth', 'times lo hi text')
 Worth.__doc__ = "How many times the labels, the ends of the interval (nan for one seed), and all of it as text"
@@ -63,7 +70,7 @@ def labels_worth(
     gain:Paired, # Over scratch
 )->Worth: # times, lo, hi, text
     "How many times the labels a gain is worth, by the curve from scratch; the interval is the gain's, read off it."
-    at = base[list(ns).index(n)]
+    at = _rising(base)[list(ns).index(n)]
     gains = (gain.mean,gain.mean-gain.half,gain.mean+gain.half)
     (k,s),(lo,s1),(hi,s2) = [(math.nan,'') if math.isnan(g) else labels_for(ns, base, at+g) for g in gains]
     text = f'{_sign[s]}{k/n:.2g} times the labels'
@@ -119,38 +126,49 @@ def best_row(
 
 def _pct(v): return f'{100*v:.3g}%'
 
-def _of_best(t, row, mid, n_train, n_free):
+def base_row(
+    names:list, # Rows
+)->str|None: # None where none is fine-tuned
+    "The row that others are held against: from scratch; else the published weights; else the first."
+    tuned = [o for o in names if not with_labels(o)]
+    return next((o for o in ('scratch','published') if o in tuned), next(iter(tuned), None))
+
+def _of_best(t, row, beside, mid, ns, n_free, step):
     "What pretraining is worth, in a sentence"
-    a,b = (by_seed(t, o, pct=mid) for o in (row,'scratch'))
-    if not (set(a)&set(b)): return []
-    gain,base = paired(a, b),mean_curve(t, 'scratch')['mean']
-    m = [100*np.mean(list(o.values())) for o in (a,b)]
+    a,b = (by_seed(t, o, pct=mid) for o in (row,beside))
+    if not (both := set(a)&set(b)): return []
+    gain = paired(a, b, step=step)
+    base = mean_curve(t[t.seed.isin(both)], beside)['mean']
+    m = [100*np.mean([o[k] for k in both]) for o in (a,b)]
     means = '{:.1f}% of the validation images instead of {:.1f}%'.format(*m)
+    if len(both)<len(set(a)|set(b)): means += f', in the {len(both)} seeds that both have'
+    if beside!='scratch': means = means.replace('instead of', f'where {beside} has')
     says = dict(zip(('ahead','behind','within luck',''), ('helps','does harm','makes no clear difference',
         'was tried with one seed, which cannot tell gain from luck')))
     who = 'Starting from the published weights' if row=='published' else f'Pretraining on these {n_free} images ({row})'
     first = f'{who} {says[gain.verdict]}: with {_pct(mid)} of the labels {means} ({say_points(gain)}).'
     if len(base)<2 or gain.verdict!='ahead': return [first]
-    ns = [max(1, round(f*n_train)) for f in base.index]
-    worth = labels_worth(ns, list(base), max(1, round(mid*n_train)), gain)
+    worth = labels_worth([ns(f) for f in base.index], list(base), ns(mid), gain)
     return [first, f'That is worth {worth.text}.']
 
-def _of_sums(t, names, mid):
+def _of_sums(t, names, mid, step):
     "What each sum adds to its parts"
     for o in (o for o in names if '+' in o and not with_labels(o)):
         for p in (p for p in o.split('+') if p in names):
             a,b = (by_seed(t, q, pct=mid) for q in (o,p))
             other = '+'.join(q for q in o.split('+') if q!=p)
-            if set(a)&set(b): yield f'Adding {other} to {p}: {say_points(paired(a, b))}.'
+            if set(a)&set(b): yield f'Adding {other} to {p}: {say_points(paired(a, b, step=step))}.'
 
-def _of_joint(t, names, mid):
-    "Labels and a term at once, beside labels alone: in as many steps, if that is a row"
-    alone,steps = ('labels','joint'),'as many'
-    if 'labels' not in names: alone,steps = ('scratch','tuned'),'fewer'
-    for o in (o for o in names if o.startswith('labels+')):
-        a,b = by_seed(t, o, 'joint', mid),by_seed(t, *alone, mid)
-        if not set(a)&set(b): continue
-        yield f'Labels and {o[7:]} at once, beside labels alone in {steps} steps: {say_points(paired(a, b))}.'
+def _of_joint(t, names, mid, step):
+    "Labels and a term at once, beside labels alone: in as many steps, if that is a row; else beside what there is"
+    beside = {'labels':('joint','labels alone in as many steps'), 'scratch':('tuned','labels alone in fewer steps')}
+    for o in (o for o in names if with_labels(o)):
+        what = f'Labels and {o[7:]} at once' if o!='labels' else 'Labels alone for longer'
+        after = o[7:] # What was pretrained, and saw the labels afterwards
+        known = {**beside, after:('tuned',f'{after} first and the labels afterwards')}
+        p = next((p for p in known if p in names and p!=o), None)
+        a,b = (by_seed(t, o, 'joint', mid),by_seed(t, p, known[p][0], mid)) if p else ({},{})
+        if set(a)&set(b): yield f'{what}, beside {known[p][1]}: {say_points(paired(a, b, step=step))}.'
 
 def report_answer(
     t:pd.DataFrame, # From `report_frame`
@@ -158,9 +176,13 @@ def report_answer(
     mid:float, # Share of the labels that is spoken of
     n_train:int, # Labels in all
     n_free:int, # Images that pretraining saw
+    n_valid:int|None=None, # Validation images: differences of less than one of them are none
+    n_labels:dict|None=None, # Labels that each share has; by default by the share itself
 )->list: # Sentences, the answer first
     "What came out, in a few sentences, each with its uncertainty."
-    best = best_row(t, [o for o in names if o!='scratch' and not with_labels(o)])
-    res = _of_best(t, best, mid, n_train, n_free) if best else []
-    if not res: res = ['There is nothing to compare yet.']
-    return res+list(_of_sums(t, names, mid))+list(_of_joint(t, names, mid))
+    beside,step = base_row(names),1/n_valid if n_valid else 0.
+    ns = lambda f: (n_labels or {}).get(f) or max(1, round(f*n_train))
+    best = best_row(t, [o for o in names if o!=beside and not with_labels(o)])
+    res = _of_best(t, best, beside, mid, ns, n_free, step) if best else []
+    res += [*_of_sums(t, names, mid, step), *_of_joint(t, names, mid, step)]
+    return res or ['There is nothing to compare yet.']

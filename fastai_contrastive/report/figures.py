@@ -7,6 +7,7 @@ __all__ = ['Report', 'plot_map', 'plot_question']
 
 # %% ../../nbs/report/05_figures.ipynb #f573ac66
 import json
+from operator import itemgetter
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from fastai.vision.all import *
 from ..stats import *
@@ -53,7 +54,15 @@ class Report:
     @property
     def answer(self)->list:
         "A few sentences, the answer first."
-        return report_answer(self.frame, self.names, self.mid, self.n['train'], self.n['unlabelled'])
+        return report_answer(self.frame, self.names, self.mid, self.n['train'], self.n['unlabelled'], self.n['valid'],
+            self.n_labels)
+
+    @property
+    def n_labels(self)->dict:
+        "How many labels each share has: each class gives one at least, so perhaps more than the share."
+        by = groupby([o for o in self.units if o['what']=='tune' and 'n_labels' in o], itemgetter('pct'))
+        fine = {f:round(np.mean([o['n_labels'] for o in os])) for f,os in by.items()}
+        return {f:fine.get(f, max(1, round(f*self.n['train']))) for f in self.plan['shares']}
 
     def of(self,
         what:str, # pretrain, joint, judge, choose or tune
@@ -94,13 +103,14 @@ def costs(self:Report)->pd.DataFrame: # Text: time, memory, spread, rank, alignm
         memory = [j['memory'] for j in trained if j.get('memory')]
         minutes = [j['seconds']/60 for j in trained]
         res[o] = {'minutes':_mean(minutes, '.1f'), 'memory, GB':_mean(memory, '.1f'), **figures}
-    return pd.DataFrame(res).T
+    t = pd.DataFrame(res).T
+    return t if (t['memory, GB']!='–').any() else t.drop(columns='memory, GB')
 
 @patch
-def classes(self:Report)->pd.DataFrame: # Shares of 0 to 1 by class: scratch, the best row, and the difference
+def classes(self:Report)->pd.DataFrame: # Shares of 0 to 1 by class: scratch (`base_row`), the best row, the difference
     "Accuracy of each class with the most labels, where the best row wins most first."
     rows = {o:[u['classes'] for u in self.of('tune', o) if u['pct']==max(self.plan['shares'])]
-            for o in dict.fromkeys(['scratch',self.best]) if o}
+            for o in dict.fromkeys([base_row(self.names),self.best]) if o}
     means = {k:np.array(v, dtype=float).mean(0) for k,v in rows.items() if v}
     t = pd.DataFrame(means, index=self.head['vocab']).dropna()
     if len(t.columns)<2: return t
@@ -116,17 +126,17 @@ def plot_curve(self:Report,
     "Accuracy by number of labels, mean and standard deviation over seeds."
     fig,ax = plt.subplots(figsize=size, layout='constrained')
     plt.close(fig)
+    ns = self.n_labels
     for i,o in enumerate(self.names):
         aside = 1.02**(i-len(self.names)/2) # Bars beside one another, not over one another
         c = mean_curve(self.frame, o, measure)
         if measure=='tuned' and not len(c): c = mean_curve(self.frame, o, 'joint')
         if not len(c): continue
         style = dict(marker='o', ms=4, lw=1.6) if len(c)>1 else dict(marker='D', ms=6, lw=0)
-        ax.errorbar(c.index*self.n['train']*aside, 100*c['mean'], 100*c.sd.fillna(0), capsize=2, elinewidth=1, label=o,
+        ax.errorbar(np.array([ns[f] for f in c.index])*aside, 100*c['mean'], 100*c.sd.fillna(0), capsize=2, elinewidth=1, label=o,
             color=_colour(i, o), **style)
     ax.set(xscale='log', xlabel='labels', ylabel='accuracy, %')
-    ns = [max(1, round(f*self.n['train'])) for f in self.plan['shares']]
-    ax.set_xticks(ns, [f'{n}\n{100*f:.3g}%' for n,f in zip(ns, self.plan['shares'])], fontsize=8)
+    ax.set_xticks([*ns.values()], [f'{n}\n{100*f:.3g}%' for f,n in ns.items()], fontsize=8)
     ax.minorticks_off()
     ax.grid(alpha=.25)
     ax.spines[['top','right']].set_visible(False)

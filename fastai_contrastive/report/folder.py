@@ -10,7 +10,7 @@ from fastai.vision.all import *
 from ..cache import *
 from ..image_dl import *
 from ..data import *
-from ..data import _categorize, _drop_bad, _hold_out, _labelled_files, _mk_dls
+from ..data import _categorize, _drop_bad, _hold_out, _labelled_files, _mk_dls, _subset
 from ..given import *
 
 # %% ../../nbs/report/00_folder.ipynb #efd89ea4
@@ -21,6 +21,7 @@ class ReportImages:
         size:int=64, # Pixels
         unlabelled:str|Path|None=None, # Another folder of images for pretraining
         skip_bad:bool=False, # Read every file first, and leave out with a warning those that cannot be read?
+        class_from:str|None=None, # Class of images that lie deeper, as for `labelled_dls`
         cache:bool|str|Path=False, # Decode once? As for `labelled_dls`
         **kwargs # For the loaders: `num_workers`, `device`, ...
     ):
@@ -28,11 +29,11 @@ class ReportImages:
         self.path,self.size,self.cache,self.kwargs = data_path(data, size),size,cache,kwargs
         has = any((self.path/o).is_dir() for o in ('val','valid'))
         self.valid_pct = None if has else .2
-        found = _labelled_files(self.path, 'train', None, self.valid_pct, None, skip_bad, None, 42)
+        found = _labelled_files(self.path, 'train', None, self.valid_pct, class_from, skip_bad, None, 42)
         self.files,self.valid,_,labels,self.vocab,self._label = found
         self.labels = list(labels)
         self.extra = self._more(unlabelled, skip_bad)
-        if len(self.vocab)<2: raise ValueError(f'a report needs two classes to tell apart: {self.path} has one')
+        self._check_enough()
 
     def _more(self, unlabelled, skip_bad):
         "Images without labels, none twice, none of the validation set"
@@ -40,8 +41,18 @@ class ReportImages:
         if unlabelled is not None: folders.append(data_path(unlabelled, self.size, 'unlabelled'))
         files = [f for o in folders for f in image_files(o)]
         known = {o.resolve() for o in (*self.files,*self.valid)}
-        files = [f for f in dict.fromkeys(files) if f.resolve() not in known]
+        by = {f.resolve():f for f in reversed(files)} # Whichever way they are reached
+        files = [f for f in files if by[r := f.resolve()] is f and r not in known]
         return list(_drop_bad(L(files))) if skip_bad and files else files
+
+    def _check_enough(self):
+        "Raise `ValueError` where a report would have nothing to tell apart, to judge by, or to choose by"
+        if len(self.vocab)<2: raise ValueError(f'a report needs two classes to tell apart: {self.path} has one')
+        name,n = Counter(self.labels).most_common(1)[0]
+        if n<2: raise ValueError(f'a report chooses learning rates on held-out training labels, and each class of '
+            f'{self.path} has one training image: give one of them a second')
+        if len(there := self.valid_classes)<2: raise ValueError(f'the validation images of {self.path} are all of class '
+            f'{self.vocab[there[0]]}: a report needs two classes there to judge by')
 
     @property
     def n_unlabelled(self)->int: return len(self.files)+len(self.extra)
@@ -68,13 +79,23 @@ def labelled(self:ReportImages,
     if hold_out:
         i,j = _hold_out(self.labels, hold_out, 42)
         va = [self.files[k] for k in j]
-    if pct<1: i = [i[k] for k in label_subset([self.labels[k] for k in i], pct, seed=seed)]
+    if pct<1: i = [i[k] for k in _subset([self.labels[k] for k in i], pct, None, seed)]
     tr,aug = [self.files[k] for k in i],dict(min_scale=.35, flip=.5) if augment else {}
     splits = range(len(tr)),range(len(tr), len(tr)+len(va))
     y = [[self._label, _categorize(self.vocab)]]
     every = L(self.files)+L(self.valid) # One cache for each share, seed and held-out set
     pixels = partial(with_pixels, self.cache, every, every, True)
     return _mk_dls(L(tr)+L(va), splits, self.size, bs, self.path, y, pixels=pixels, **aug, **self.kwargs)
+
+@patch
+def n_labels(self:ReportImages,
+    pct:float=1., # Share of the labels
+    hold_out:float|None=None, # As for `labelled`
+)->int: # At least one of each class, so perhaps more than the share
+    "How many labels `labelled` trains on."
+    by = Counter(self.labels)
+    if hold_out: by = Counter(self.labels[k] for k in _hold_out(self.labels, hold_out, 42)[0])
+    return sum(max(1, round(pct*k)) for k in by.values())
 
 @patch
 def without_labels(self:ReportImages,
@@ -95,10 +116,11 @@ def usable_shares(
     for o in L(shares): check_numbers(pct=o)
     if not len(L(shares)): raise ValueError(f'no fractions of the labels: name some, such as {label_shares}')
     name,n = min(Counter(labels).items(), key=lambda o: (o[1], str(o[0])))
-    out = {float(o):name for o in sorted(set(shares)) if round(o*n)<1}
-    kept = [float(o) for o in sorted(set(shares)) if o not in out]
+    shares = sorted({float(f'{o:.6g}') for o in shares}) # As they are written in rows and names of files
+    out = {o:name for o in shares if round(o*n)<1}
+    kept = [o for o in shares if o not in out]
     if kept: return kept,out
-    raise ValueError(f'each of the fractions {list(shares)} leaves class {name} empty, which has {n} images: '
+    raise ValueError(f'each of the fractions {shares} leaves class {name} empty, which has {n} images: '
                      f'{math.ceil(100/n)/100} would leave it one')
 
 # %% ../../nbs/report/00_folder.ipynb #966e1896

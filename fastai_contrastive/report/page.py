@@ -75,8 +75,8 @@ def _how(rep):
     if joint: says.append(f'{", ".join(joint)}: {100*rep.mid:.3g}% of the labels, with a term on all images at once if '
         'one is named, in as many steps as pretraining has; a point in the curve, not among those that can be best.')
     if rep.head['left_out']: says.append('Left out: '+'; '.join(rep.head['left_out'])+'.')
-    lost = sorted({o['row'] for o in rep.units if 'diverged' in o})
-    return says+([f'Diverged, and left out: {", ".join(lost)}.'] if lost else [])
+    lost = sorted({f'{o["row"]}, seed {o["seed"]}' for o in rep.units if 'diverged' in o})
+    return says+([f'Diverged, and left out: {"; ".join(lost)}.'] if lost else [])
 
 _looks = {
     'Nearest neighbours':'Left a validation image, beside it the training images that the best encoder finds most '
@@ -151,5 +151,5 @@ def write_page(
 )->Path: # `report.html` in its folder
     "Write the page beside its place, and rename it."
     path = rep.out/'report.html'
-    with replacing(path) as tmp: tmp.write_text(report_html(rep, pictures), encoding='utf-8')
+    with replacing(path) as tmp: tmp.write_bytes(report_html(rep, pictures).encode(errors='backslashreplace'))
     return path

@@ -36,7 +36,10 @@ def plan_seconds(
     def _tune(f):
         b,epochs = tune_schedule(max(1, round(f*n['train'])), p['steps'], bs)
         return epochs*(f*n['train']*costs.tune+_per_epoch)+n['valid']*costs.look+_per_run
-    pre = {k:p['epochs']*(n['unlabelled']*c+_per_epoch)+_per_run for k,c in costs.rows.items()}
+    short = n['unlabelled']/max(1, middle_share(p['shares'])*n['train']) # Epochs of some labels, in one of all images
+    joint = lambda k: k.split('+')[0]=='labels'
+    per = {k:n['unlabelled']*c+_per_epoch*(short if joint(k) else 1) for k,c in costs.rows.items()}
+    pre = {k:p['epochs']*o+_per_run for k,o in per.items()}
     linear = sum(min(f*n['train'], 9000) for f in p['shares'])*costs.probe
     return dict(pretrain=pre, judge=(n['train']+n['valid'])*costs.look+linear+_per_run,
         choose=p['n_lrs']*(_tune(middle_share(p['shares']))), tune={f:_tune(f) for f in p['shares']})
@@ -65,8 +68,9 @@ def _thinner(shares, fixed):
     mid = middle_share(shares)
     yield [o for i,o in enumerate(shares) if i%2==0 or o==mid]
     yield [shares[0], *[mid]*(mid not in (shares[0],shares[-1])), shares[-1]]
-    yield [o for o in shares if o<=mid]
-    yield list(dict.fromkeys([shares[0],mid]))
+    few = [o for o in shares if o<=mid]
+    yield few if len(few)>1 else shares[:2]
+    yield [shares[0],mid] if mid!=shares[0] else shares[:2]
 
 def _wishes(shares, seeds, epochs, fixed, steps):
     for s,e in _levels:

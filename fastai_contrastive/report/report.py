@@ -17,6 +17,8 @@ from ..evaluation.linear import *
 from ..rows import *
 from ..given import *
 from ..same_run import *
+from ..same_run import _plain_repr
+from ..views import *
 from ..recipes import recipe_learner
 from .folder import *
 from .plan import *
@@ -93,6 +95,21 @@ def _asked_rows(names, arch, arch_args):
     if len(rows)<2: raise ValueError(f'{out[0]}: nothing is left to compare with {", ".join(rows)}; name other rows=')
     return rows,out
 
+def _seen(im, kwargs):
+    "What the rows of one report share besides its settings: files, classes, and how they are loaded"
+    harmless = 'num_workers','device','cache','skip_bad','pin_memory'
+    sets = {f'{k} images':dict(n=len(o), digest=files_digest(o))
+            for k,o in dict(training=im.files, validation=im.valid, unlabelled=im.extra).items()}
+    return {**sets, 'classes':list(im.vocab), **{k:_plain_repr(v) for k,v in kwargs.items() if k not in harmless}}
+
+def _same_images(h, im, out, kwargs):
+    "Raise `ValueError` where a report would go on with other images"
+    if not (diff := differences(h['seen'], _seen(im, kwargs)) if 'seen' in h else []): return # Not noted once
+    what = f"{out} holds a report of other images or loaders ({'; '.join(diff)})"
+    if not kwargs.get('skip_bad') or h['vocab']!=list(im.vocab):
+        raise ValueError(f'{what}: its rows and new ones could not be compared. Take another out= for another report')
+    warn(f'{what}; it goes on, since skip_bad= may leave out more than it did')
+
 def _head(asked, s, out, command, kwargs, say):
     "The plan in the folder, made if it is not there; the images"
     f = check_writable(out/'plan.json')
@@ -102,14 +119,16 @@ def _head(asked, s, out, command, kwargs, say):
             if diff := differences({'precision':'auto', **h['asked']}, json_like(asked)): # It was no setting once
                 raise ValueError(f"{out} holds a report with other settings ({'; '.join(diff)}). Ask for the same to "
                     'go on; take another out= for another report')
-            return h,ReportImages(s['data'], h['size'], asked['unlabelled'], **kwargs)
+            im = ReportImages(s['data'], h['size'], asked['unlabelled'], **kwargs)
+            _same_images(h, im, out, kwargs)
+            return h,im
         rows,lost = _asked_rows(asked['rows'], s['arch'], s['arch_args'])
         for r in rows.values():
             if r.kind=='pretrain': row_recipe(r, s['part_args'], asked['views_args'], s['weight'], data=str(s['data']))
         im,p,costs,n,thin = _planned(asked, s, rows, kwargs, say)
         plan = {**p, 'seeds':list(range(p['seeds']))}
         h = dict(asked=asked, settings={**s, 'rows':list(rows)}, plan=plan, costs=costs._asdict(), n=n, size=im.size,
-            left_out=lost+thin, vocab=list(im.vocab), command=command, provenance=provenance())
+            left_out=lost+thin, vocab=list(im.vocab), seen=_seen(im, kwargs), command=command, provenance=provenance())
         return json.loads(write_row(h, f).read_text()),im
 
 # %% ../../nbs/report/07_report.ipynb #306852fc
@@ -180,6 +199,7 @@ def _check_report(a):
         if k not in {p for r in parse_rows(a['rows']).values() for p in r.parts}:
             raise ValueError(f'part_args: settings of {k!r}, which is in none of the rows')
     build_arch(a['arch'], a['arch_args'])
+    if a['views_args']: build_part('views_args', simclr_views().but, a['views_args'], 'views', setting_names(Views))
 
 def _arch_here(args):
     "An arch, and its settings if there are none, for this machine"
@@ -200,7 +220,7 @@ def report(
     lr:float=4e-3, # Of pretraining
     lrs:list=(1e-3,4e-3), # Of fine-tuning, to be chosen from by held-out labels
     wd:float=1e-2, # Weight decay
-    weight:float=1., # Factor of what is beside the first part of a row
+    weight:float=1., # Factor of what is beside the first part of a row; tasks come before objectives
     part_args:dict|None=None, # Settings of tasks and objectives, by name: `dict(simclr=dict(temp=.5))`
     views_args:dict|None=None, # What to change about the views
     epochs:int|None=None, # Of pretraining; as many as there is time for if None
@@ -210,7 +230,7 @@ def report(
     lines:Callable=Quiet, # Label → callback that shows a run
     say:Callable=print, # Is told what goes on
     command:str='', # How it was asked for, for the page
-    **kwargs # For the loaders: `num_workers`, `skip_bad`, `device`, `cache`
+    **kwargs # For the loaders: `num_workers`, `skip_bad`, `class_from`, `device`, `cache`
 )->Report: # The folder, read
     """Compare ways to start on somebody's images, within a time, and write a page. Raises `ValueError` and `OSError`
     before training; a `KeyboardInterrupt` says what is there."""
@@ -220,7 +240,7 @@ def report(
         part_args=part_args or {}, views_args=views_args or {}, precision=precision)
     rows = rows if isinstance(rows, str) else ','.join(L(rows))
     asked = {**s, 'rows':rows, 'unlabelled':unlabelled and str(unlabelled),
-        'fractions':fractions and list(L(fractions)), 'hours':hours, 'size':size, 'epochs':epochs,
+        'fractions':None if fractions is None else list(L(getattr(fractions, 'tolist', lambda: fractions)())), 'hours':hours, 'size':size, 'epochs':epochs,
         'seeds':seeds, 'steps':steps, 'views_args':views_args}
     _check_report(asked)
     out = Path(out).expanduser()

@@ -82,9 +82,10 @@ def _try_unit(u, out, there, run):
     try:
         with FileLock(out/'locks'/u.name, timeout=0):
             if there(u): return False
-            start = time.time()
+            start,fresh = time.time(),reset_peak_memory()
             row = run(u)
-            write_row({**u._asdict(), **row, 'seconds':round(time.time()-start, 1)}, out/f'{u.name}.json')
+            took = dict(seconds=round(time.time()-start, 1), memory=peak_memory() if fresh else None)
+            write_row({**u._asdict(), **took, **row}, out/f'{u.name}.json') # A run that went on knows its own seconds
             return True
     except Timeout: return False
 
@@ -162,7 +163,7 @@ class Work:
         except Diverged as e:
             warn(f'{u.name} is left out: {e}')
             row = dict(diverged=str(e))
-        return {**row, 'memory':peak_memory()}
+        return row
 
 # %% ../../nbs/report/04_runs.ipynb #13b8fe34
 @patch
@@ -196,8 +197,7 @@ def _pretrain(self:Work, u):
 @patch
 def _fit(self:Work, u, pct, lr, hold_out=None, **kwargs):
     "Fine-tune with a share of the labels: the row, and the accuracy of each class"
-    n = round(pct*len(self.images.files)*(1-(hold_out or 0)))
-    bs,epochs = tune_schedule(max(1, n), self.plan['steps'], self.s.bs)
+    bs,epochs = tune_schedule(self.images.n_labels(pct, hold_out), self.plan['steps'], self.s.bs)
     set_seed(u.seed)
     dls,seen = self.images.labelled(pct, u.seed, bs, hold_out),Answers()
     learn,row = finetune(self.encoder(u), self.s.data, size=self.images.size, bs=bs, epochs=epochs, lr=lr, wd=self.s.wd,
@@ -208,8 +208,12 @@ def _fit(self:Work, u, pct, lr, hold_out=None, **kwargs):
 def _choose(self:Work, u):
     first = self.plan['seeds'][0]
     lrs = self.s.lrs if u.seed==first else [self._row_of('choose', u.row, first, u.pct)['lr']]
-    accs = {lr:self._fit(u, u.pct, lr, .2)['accuracy'] for lr in lrs}
-    lr = max(accs, key=lambda o: accs[o] or 0)
+    accs,lost = {},None
+    for lr in lrs:
+        try: accs[lr] = self._fit(u, u.pct, lr, .2)['accuracy']
+        except Diverged as e: accs[lr],lost = None,e
+    if lost and not any(v is not None for v in accs.values()): raise lost
+    lr = max(accs, key=lambda o: -1 if accs[o] is None else accs[o])
     return dict(lr=lr, held=accs[lr], tried={str(k):v for k,v in accs.items()})
 
 @patch
@@ -217,7 +221,7 @@ def _tune(self:Work, u):
     lr = self._row_of('choose', u.row, self.plan['seeds'][0], self.mid)['lr']
     out = self.out/'weights'/f'{u.name}.json'
     out.unlink(missing_ok=True) # Of a process that ended between its row and ours
-    n = round(u.pct*len(self.images.files))
+    n = self.images.n_labels(u.pct)
     long = n*tune_schedule(n, self.plan['steps'], self.s.bs)[1]>20_000
     row = self._fit(u, u.pct, lr, out=out, resume=long)
     out.unlink()

@@ -1,6 +1,7 @@
 "What the experiments share: images resized once, rows that are run once, and the cells of their tables"
 import fcntl, os, shlex, sys, time
 from contextlib import contextmanager
+from filelock import FileLock
 from fastai.vision.all import *
 from fastai_contrastive.all import *
 from fastai_contrastive.recipes import write_row
@@ -10,7 +11,8 @@ def small(name, short_side, size=64):
     path = data_path(name, size)
     if not short_side: return path
     dest = path.parent/f'{path.name}-short{short_side}'
-    if not dest.exists():
+    with FileLock(dest.with_name(f'.{dest.name}.lock')): # Whoever comes second finds it done
+        if dest.exists(): return dest
         tmp = dest.with_name(f'.{dest.name}.{os.getpid()}')
         for fn in progress_bar(image_files(path)):
             to = tmp/fn.relative_to(path)
