@@ -24,8 +24,8 @@ from .objective import *
 from .term import *
 
 # %% ../nbs/terms/04_core.ipynb #e90555d5
-_all_ = ['Objective', 'objective_name', 'get_objective', 'Encoder', 'create_encoder', 'save_encoder', 'load_encoder', 'TermCallback',
-         'TermColumn', 'TermOnly', 'frozen_stats', 'fixed_draws']
+_all_ = ['Objective', 'objective_name', 'get_objective', 'Encoder', 'create_encoder', 'save_encoder', 'load_encoder',
+         'TermCallback', 'TermColumn', 'TermOnly', 'frozen_stats', 'fixed_draws']
 
 # %% ../nbs/terms/04_core.ipynb #284c8f7a
 class ContrastiveCallback(TermCallback):

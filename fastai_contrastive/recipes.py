@@ -6,7 +6,7 @@
 __all__ = ['Recipe', 'recipe_learner', 'SaveEncoder', 'pretrain', 'git_commit', 'provenance', 'write_row', 'out_file',
            'on_interrupt', 'check_numbers', 'setting_names', 'check_settings', 'build_part', 'build_arch', 'data_path',
            'pretrain_dls', 'check_terms', 'check_chunk', 'term_parts', 'prepared', 'term_cbs', 'unlabelled_dl',
-           'weights_file', 'unfinished', 'finetune', 'evaluate', 'peak_memory']
+           'weights_file', 'unfinished', 'finetune', 'evaluate', 'peak_memory', 'reset_peak_memory']
 
 # %% ../nbs/runs/08_recipes.ipynb #5e0406ed
 import time
@@ -35,7 +35,7 @@ from .judge import _n_fed
 _all_ = ['git_commit', 'provenance', 'write_row', 'out_file', 'on_interrupt', 'check_numbers', 'setting_names',
          'check_settings', 'build_part', 'build_arch', 'data_path', 'pretrain_dls', 'check_terms', 'check_chunk',
          'term_parts', 'prepared', 'term_cbs', 'unlabelled_dl', 'weights_file', 'unfinished', 'finetune',
-         'evaluate', 'peak_memory']
+         'evaluate', 'peak_memory', 'reset_peak_memory']
 
 # %% ../nbs/runs/08_recipes.ipynb #b176d701
 @dataclass

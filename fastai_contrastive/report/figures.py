@@ -133,8 +133,8 @@ def plot_curve(self:Report,
         if measure=='tuned' and not len(c): c = mean_curve(self.frame, o, 'joint')
         if not len(c): continue
         style = dict(marker='o', ms=4, lw=1.6) if len(c)>1 else dict(marker='D', ms=6, lw=0)
-        ax.errorbar(np.array([ns[f] for f in c.index])*aside, 100*c['mean'], 100*c.sd.fillna(0), capsize=2, elinewidth=1, label=o,
-            color=_colour(i, o), **style)
+        ax.errorbar(np.array([ns[f] for f in c.index])*aside, 100*c['mean'], 100*c.sd.fillna(0), capsize=2,
+            elinewidth=1, label=o, color=_colour(i, o), **style)
     ax.set(xscale='log', xlabel='labels', ylabel='accuracy, %')
     ax.set_xticks([*ns.values()], [f'{n}\n{100*f:.3g}%' for f,n in ns.items()], fontsize=8)
     ax.minorticks_off()

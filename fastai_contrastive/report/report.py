@@ -239,8 +239,9 @@ def report(
     s = dict(data=str(data), arch=arch, arch_args=arch_args or {}, bs=bs, lr=lr, lrs=list(L(lrs)), wd=wd, weight=weight,
         part_args=part_args or {}, views_args=views_args or {}, precision=precision)
     rows = rows if isinstance(rows, str) else ','.join(L(rows))
+    if hasattr(fractions, 'tolist'): fractions = fractions.tolist() # An array
     asked = {**s, 'rows':rows, 'unlabelled':unlabelled and str(unlabelled),
-        'fractions':None if fractions is None else list(L(getattr(fractions, 'tolist', lambda: fractions)())), 'hours':hours, 'size':size, 'epochs':epochs,
+        'fractions':fractions and list(L(fractions)), 'hours':hours, 'size':size, 'epochs':epochs,
         'seeds':seeds, 'steps':steps, 'views_args':views_args}
     _check_report(asked)
     out = Path(out).expanduser()
