@@ -39,7 +39,9 @@ def _is_one_set(dls):
 def _name(dls, y):
     "A label's name; '' without one"
     dls = getattr(dls, 'clean_dls', dls) # The loaders of a pretext learner speak of its answers
-    return '' if y is None else str(dls.vocab[int(y)]) if hasattr(dls, 'vocab') else str(int(y))
+    if y is None: return ''
+    name = str(dls.vocab[int(y)]) if hasattr(dls, 'vocab') else str(int(y))
+    return name.replace('$', r'\$') # Else matplotlib reads a formula
 
 # %% ../nbs/runs/00_plots.ipynb #ce17dd36
 def show_neighbours(

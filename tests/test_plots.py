@@ -61,6 +61,14 @@ def test_neighbours_seed_and_state():
     assert a==b and a!=c
     assert random.getstate()==state[0] and torch.equal(torch.get_rng_state(), state[1]) and (np.random.get_state()[1]==state[2]).all()
 
+def test_names_are_no_formulas():
+    "Dollars in the name of a class are dollars"
+    dls = make_dls()
+    dls.vocab.items = [r'$x$ and $\frac$','$']
+    fig = show_neighbours(Grey(), dls, n=2, k=1, pbar=False)
+    fig.canvas.draw()
+    assert {o.get_title().split(' 1')[0].split(' 0')[0] for o in fig.axes}<={r'\$x\$ and \$\frac\$',r'\$'}
+
 def test_neighbours_without_labels_or_validation():
     dls = make_dls(labels=False)
     fig = show_neighbours(Grey(), dls, n=2, k=2, pbar=False)
