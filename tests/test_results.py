@@ -60,6 +60,20 @@ def test_what_pretraining_is_worth():
     assert set(ahead['rotation+simclr','simclr'].values())=={'within luck'}
     assert [k for k,v in ahead['rotation+simclr','rotation'].items() if v!='ahead']==[('tuned',1.)]
 
+def test_table_of_the_board():
+    "Rows of one commit, pretrained and fine-tuned alike, are on the page; no image of `val/` was trained on"
+    m,out = script('board'),results/'board-64px'
+    for t in m.tables(out).split('\n\n'): assert on_page(t, 'tutorials/imagewang')
+    rows = read(out/'rows')
+    check_rows(rows, ('commit','settings'))
+    by = {k:[o for o in rows if o['what']==k] for k in ('pretrain','judge','choose','tune')}
+    assert {(o['images'],o['steps'],o['epochs']) for o in by['pretrain']}=={(22419,7000,40)}
+    assert {(o['labels'],o['n_labels'],o['n_valid']) for o in by['tune']}<={('all',14669,3929),('dogs',1275,3929),('dogs+rotation',1275,3929)}
+    chosen = {(o['row'],o['labels']):o['lr'] for o in by['choose']}
+    assert all(o['lr']==chosen[o['row'],o['labels'].split('+')[0]] for o in by['tune'])
+    names = [tuple(o[k] for k in ('what','row','seed','labels','size','epochs')) for o in rows if o['what']!='pretrain']
+    assert len(set(names))==len(names)
+
 def test_kept_of_photographs():
     "The encoders of that report, and each seed's beginning, by one commit"
     rows = read(results/'keeps-64px-photographs')
