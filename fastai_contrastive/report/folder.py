@@ -52,8 +52,8 @@ class ReportImages:
         if n<2: raise ValueError(f'a report chooses learning rates on held-out training labels, and each class of '
             f'{self.path} has one training image: give one of them a second')
         if len(there := self.valid_classes)>1: return
-        raise ValueError(f'the validation images of {self.path} are all of class {self.vocab[there[0]]}: a report needs '
-                         'two classes there to judge by')
+        raise ValueError(f'the validation images of {self.path} are all of class {self.vocab[there[0]]}: a report '
+                         'needs two classes there to judge by')
 
     @property
     def n_unlabelled(self)->int: return len(self.files)+len(self.extra)
