@@ -409,6 +409,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'fastai_contrastive/checkpoints.py'),
                                                 'fastai_contrastive.checkpoints._numbers': ( 'runs/checkpoints.html#_numbers',
                                                                                              'fastai_contrastive/checkpoints.py'),
+                                                'fastai_contrastive.checkpoints._ours': ( 'runs/checkpoints.html#_ours',
+                                                                                          'fastai_contrastive/checkpoints.py'),
                                                 'fastai_contrastive.checkpoints._pack': ( 'runs/checkpoints.html#_pack',
                                                                                           'fastai_contrastive/checkpoints.py'),
                                                 'fastai_contrastive.checkpoints._pack_dict': ( 'runs/checkpoints.html#_pack_dict',

@@ -185,7 +185,7 @@ class Checkpoints:
     @property
     def files(self)->list:
         "Paths of the states without their suffix, the oldest first."
-        return sorted(o.with_suffix('') for o in self.folder.glob('[0-9]*.json') if re.fullmatch('[0-9]+', o.stem))
+        return sorted(o.with_suffix('') for o in self.folder.glob('*.json') if re.fullmatch('[0-9]{8}', o.stem))
 
     def write(self,
         state:object, # As for `pack`
@@ -215,17 +215,22 @@ def read(self:Checkpoints,
             return res
     if broken: raise ValueError(f"no state in {self.folder} can be read: {'; '.join(broken)}")
 
+def _ours(folder, names=r'\.?[0-9]{8}\.(json|safetensors)(\.[0-9]+)?'):
+    "Files that a `Checkpoints` has written, whole and half; whatever else lies there is somebody's"
+    return [o for o in folder.iterdir() if re.fullmatch(names, o.name)] if folder.is_dir() else []
+
 @patch
 def empty(self:Checkpoints):
     "Remove the states."
-    for o in [*self.folder.glob('[0-9]*.*'), *self.folder.glob('.[0-9]*.*')]: o.unlink(missing_ok=True)
+    for o in _ours(self.folder): o.unlink(missing_ok=True)
 
 @patch
 def clear(self:Checkpoints):
     "Remove the states, and the folder if nothing else is in it."
     self.empty()
     self.unlock()
-    (self.folder/'lock').unlink(missing_ok=True)
+    lock = self.folder/'lock'
+    if lock.is_file() and not lock.stat().st_size: lock.unlink(missing_ok=True) # Locks are empty
     try: self.folder.rmdir()
     except OSError: pass
 
@@ -241,7 +246,7 @@ def lock(self:Checkpoints):
         raise ValueError(f'another process is training in {self.folder}: wait for it to end, or take another folder') \
             from None
     self._lock = lock
-    for o in self.folder.glob('.[0-9]*.*'): o.unlink(missing_ok=True) # What a process that died was writing
+    for o in _ours(self.folder, r'\.[0-9]{8}\..*'): o.unlink(missing_ok=True) # What a process that died was writing
 
 @patch
 def unlock(self:Checkpoints):

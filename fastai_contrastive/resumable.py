@@ -193,7 +193,8 @@ def _batches(self:Resumable):
     learn.n_iter = len(learn.dl)
     if learn.lock.locked(): return type(learn).all_batches(learn)
     if learn.training and self._at: n = self._gone(self._at[1])
-    p = Passage(learn.dl, self._load() if n else None, self.tell)
+    at = self._load() if learn.training and self._at else None # There is a state, of however few batches
+    p = Passage(learn.dl, at if n else None, self.tell)
     if learn.training: self._passage = p
     for i,b in enumerate(p, n): learn.one_batch(i, b)
 
@@ -268,8 +269,11 @@ def _diverged(self:Resumable):
 
 @patch
 def finish(self:Resumable):
-    "Take the states away: what they were for is done."
-    if rank()==0: self.store.clear()
+    "Take the states away: what they were for is done. Those of a process that is at it are left to it."
+    if rank() or not self.store.folder.is_dir(): return
+    try: self.store.lock()
+    except (ValueError,OSError): return
+    self.store.clear()
 
 # %% ../nbs/runs/06_resumable.ipynb #40e8eb7a
 @patch

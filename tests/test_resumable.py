@@ -1,5 +1,5 @@
 "A run that was broken off goes on as if nothing had happened"
-import errno, os, random, signal, sys, pytest, torch
+import errno, os, random, shutil, signal, sys, pytest, torch
 import forked
 from broken_off import *
 from fastai_contrastive import resumable, checkpoints, cli
@@ -444,6 +444,40 @@ def test_two_processes_go_on(tmp_path):
     for o in both: assert not unequal(o['whole'], o['end'])
     assert not unequal(both[0]['end']['model'], both[1]['end']['model'])
     assert 'goes on in epoch 2 of 3, batch 2 of 2' in both[0]['said'][0] and not both[1]['said']
+
+def test_more_processes_early_in_an_epoch(tmp_path):
+    "One batch of one process is half a batch of two: nothing to leave out, and still everything to put back"
+    k = next(k for k in range(5, 20) if (shutil.rmtree(tmp_path/'run', ignore_errors=True), broken('dl', tmp_path/'run', k, steps=1),
+        read_head(Checkpoints(tmp_path/'run').files[-1]))[-1]['n']==1)
+    forked.spawn(_shared, (str(tmp_path), 'dl', str(tmp_path/'run'), 0), 2)
+    a = checkpoints.read_state(tmp_path/'0')[0]
+    assert any('goes on in epoch 2' in o for o in a['said']) and len(a['end']['losses'])>k-1
+    assert len(a['end']['values'])==3
+
+def test_what_it_has_not_written_stays(tmp_path):
+    "Whatever somebody has in the folder: after a run that saved nothing, a restart, and a run that is finished"
+    mine = {'2024-results.csv':'a','1.jpg':'b','2024.json':'{}','007_notes.txt':'c','.1.x':'d'}
+    (tmp_path/'run').mkdir()
+    for k,v in mine.items(): (tmp_path/'run'/k).write_text(v)
+    there = lambda: {k:(tmp_path/'run'/k).read_text() for k in mine}
+    broken('dl', tmp_path/'run', 1)
+    assert there()==mine
+    broken('dl', tmp_path/'run', 4)
+    run('dl', tmp_path/'run', restart=True)
+    assert there()==mine
+    Resumable(tmp_path/'run').finish()
+    assert there()==mine and sorted(o.name for o in (tmp_path/'run').iterdir())==sorted(mine)
+
+def test_finish_leaves_a_running_process_alone(tmp_path):
+    "The folder of a process that is at it is its own"
+    broken('dl', tmp_path/'run', 4)
+    other = Checkpoints(tmp_path/'run')
+    other.lock()
+    Resumable(tmp_path/'run').finish()
+    assert other.files
+    other.unlock()
+    Resumable(tmp_path/'run').finish()
+    assert not (tmp_path/'run').exists()
 
 def test_another_number_of_processes(tmp_path):
     broken('dl', tmp_path/'run', 7)
