@@ -3089,6 +3089,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'fastai_contrastive/resumable.py'),
                                               'fastai_contrastive.resumable.Resumable.folder': ( 'runs/resumable.html#resumable.folder',
                                                                                                  'fastai_contrastive/resumable.py'),
+                                              'fastai_contrastive.resumable.Resumable.goes_on': ( 'runs/resumable.html#resumable.goes_on',
+                                                                                                  'fastai_contrastive/resumable.py'),
                                               'fastai_contrastive.resumable.Resumable.save': ( 'runs/resumable.html#resumable.save',
                                                                                                'fastai_contrastive/resumable.py'),
                                               'fastai_contrastive.resumable.Resumable.tell': ( 'runs/resumable.html#resumable.tell',

@@ -91,9 +91,11 @@ def _write(learn, row, out):
 
 def _kept(out, settings, restart, minutes, data):
     "What keeps the run, and the row if it is finished"
-    if not restart and (row := finished_row(out, {**settings, 'data':str(data)})): return None,row
     own = {k:v for k,v in settings.items() if k not in ('encoder','unlabelled')}
-    return Resumable(_beside(out, '.run'), minutes, settings=own, restart=restart),None
+    keep = Resumable(_beside(out, '.run'), minutes, settings=own, restart=restart)
+    over = not restart and not keep.goes_on # What was begun anew goes before an old row
+    row = finished_row(out, {**settings, 'data':str(data)}, kind='finetune') if over else None
+    return (None,row) if row else (keep,None)
 
 def finetune(
     encoder:Encoder|str|Path|Callable, # `Encoder`, a weights file, or an arch to start from scratch

@@ -220,7 +220,8 @@ def pretrain(
     out,settings = out_file(out, '.safetensors'),asdict(r)
     own = _without_paths(settings)
     keep = Resumable(_beside(out, '.run'), minutes, settings=own, restart=restart) if resume else None
-    if resume and not restart and out.exists() and (row := finished_row(_beside(out, '.json'), settings)):
+    over = resume and not restart and out.exists() and not keep.goes_on # What was begun anew goes before an old row
+    if over and (row := finished_row(_beside(out, '.json'), settings, kind='pretrain')):
         keep.finish()
         return None,row
     save = SaveEncoder(out, settings)

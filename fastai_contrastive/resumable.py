@@ -46,6 +46,14 @@ class Resumable(Callback):
         "What there is to go on from, for a message; empty where there is nothing."
         return f'{self.folder} holds the run up to step {self.step}, and the same again goes on' if self.step else ''
 
+    @property
+    def goes_on(self)->bool:
+        "Is there a state of a fit that is not over?"
+        for o in reversed(self.store.files):
+            try: return not read_head(o)['done']
+            except (ValueError,OSError): pass # As `Checkpoints.read`, which says so
+        return False
+
     def __repr__(self): return f'Resumable({str(self.folder)!r})'
     def __reduce__(self): return Callback, ()
 

@@ -3,7 +3,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from fastai.vision.all import Image, Path, nn, noop, np, partial, pd, re, shutil, torch
+from fastai.vision.all import Image, Path, imagenet_stats, nn, noop, np, partial, pd, re, shutil, torch
 from fastai_contrastive.all import *
 from fastai_contrastive.report import report as module
 
@@ -178,7 +178,7 @@ def test_other_images(tmp_path):
     pictures(p, 'c', 1, ['train'])
     with pytest.raises(ValueError, match='training images.n: 12 then, 13 now.*Take another out='): report(p, out=rep.out, **tiny)
     shutil.rmtree(p/'train/c')
-    assert len(report(p, out=rep.out, **dict(tiny, num_workers=0)).of('tune', 'rotation'))==2
+    assert len(report(p, out=rep.out, class_from=None, norm=imagenet_stats, **dict(tiny, num_workers=0)).of('tune', 'rotation'))==2 # As by default
 
 def test_one_rate_diverges(tmp_path, monkeypatch):
     "A learning rate that diverges is not chosen, and costs nothing else; a row is lost where all of them do"
@@ -233,6 +233,7 @@ def test_answer_without_scratch():
     "What there is is compared; and means and difference are over the same seeds"
     says = lambda t: ' '.join(report_answer(t, [*dict.fromkeys(t.row)], .1, 100, 100))
     assert 'helps' in (s := says(frame(simclr=[.4,.41,.42], rotation=[.5,.51,.52]))) and 'where simclr has 41.0%' in s
+    assert 'does harm' not in says(frame(simclr=[.5,.51,.52], rotation=[.4,.41,.42]))
     assert 'Labels alone for longer, beside labels alone in fewer steps: +10.0' in says(frame(labels=[.5,.6], scratch=[.4,.5]))
     assert 'rotation first and the labels afterwards: +10.0' in says(frame(rotation=[.4,.4], labels_rotation=[.5,.5]))
     assert '39.5% of the validation images instead of 35.0%, in the 2 seeds' in says(frame(scratch=[.2,.5,.8], simclr=[.25,.54,None]))

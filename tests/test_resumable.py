@@ -381,6 +381,27 @@ def test_the_command_goes_on(tmp_path, capsys, monkeypatch):
     assert row['finished'] and cli.finetune(str(tmp_path/'a'), row['data'], 32, epochs=1, bs=8, num_workers=0)==row
     with pytest.raises(ValueError, match='lr: 0.004 then, 0.1 now'): cli.finetune(str(tmp_path/'a'), row['data'], 32, lr=.1, epochs=1, bs=8, num_workers=0)
 
+def test_a_restart_that_was_broken_off_goes_on(tmp_path, monkeypatch, capsys):
+    "Though the row of the run before lies there, and whatever its settings were; and a row of another kind is not written over"
+    loaders()
+    old = pretrain(tmp_path)
+    tune = partial(cli.finetune, str(tmp_path/'a'), old['data'], 32, epochs=2, bs=8, num_workers=0)
+    tune(out=str(tmp_path/'f'))
+    after = cli.Lines.after_batch
+    def stop(self):
+        if self.training and self.train_iter==2: os.kill(os.getpid(), signal.SIGINT)
+        after(self)
+    with monkeypatch.context() as m:
+        m.setattr(cli.Lines, 'after_batch', stop)
+        with pytest.raises(KeyboardInterrupt): pretrain(tmp_path, epochs=3, restart=True)
+        with pytest.raises(KeyboardInterrupt): tune(out=str(tmp_path/'f'), restart=True)
+    capsys.readouterr()
+    assert tune(out=str(tmp_path/'f'))['finished'] and 'goes on in epoch' in capsys.readouterr().out
+    assert len(pretrain(tmp_path, epochs=3)['values'])==3 and 'goes on in epoch' in capsys.readouterr().out
+    a = json.loads((tmp_path/'a.json').read_text())
+    with pytest.raises(ValueError, match=r'row of another kind of run \(pretrain\), which finetune would write over'): tune(out=str(tmp_path/'a'))
+    assert json.loads((tmp_path/'a.json').read_text())==a
+
 def test_the_command_goes_on_where_the_images_were_moved(tmp_path, monkeypatch, capsys):
     loaders()
     after = cli.Lines.after_batch

@@ -140,10 +140,12 @@ def _of_best(t, row, beside, mid, ns, n_free, step):
     gain = paired(a, b, step=step)
     base = mean_curve(t[t.seed.isin(both)], beside)['mean']
     m = [100*np.mean([o[k] for k in both]) for o in (a,b)]
-    means = '{:.1f}% of the validation images instead of {:.1f}%'.format(*m)
+    other = f'instead of {m[1]:.1f}%' if beside=='scratch' else f'where {beside} has {m[1]:.1f}%'
+    means = f'{m[0]:.1f}% of the validation images {other}'
     if len(both)<len(set(a)|set(b)): means += f', in the {len(both)} seeds that both have'
-    if beside!='scratch': means = means.replace('instead of', f'where {beside} has')
-    says = dict(zip(('ahead','behind','within luck',''), ('helps','does harm','makes no clear difference',
+    untrained_here = beside in ('scratch','published')
+    helps = ('helps','does harm') if untrained_here else (f'helps more than {beside}',f'helps less than {beside}')
+    says = dict(zip(('ahead','behind','within luck',''), (*helps, 'makes no clear difference',
         'was tried with one seed, which cannot tell gain from luck')))
     who = 'Starting from the published weights' if row=='published' else f'Pretraining on these {n_free} images ({row})'
     first = f'{who} {says[gain.verdict]}: with {_pct(mid)} of the labels {means} ({say_points(gain)}).'

@@ -41,8 +41,9 @@ class ReportImages:
         if unlabelled is not None: folders.append(data_path(unlabelled, self.size, 'unlabelled'))
         files = [f for o in folders for f in image_files(o)]
         known = {o.resolve() for o in (*self.files,*self.valid)}
-        by = {f.resolve():f for f in reversed(files)} # Whichever way they are reached
-        files = [f for f in files if by[r := f.resolve()] is f and r not in known]
+        by = {}
+        for f in files: by.setdefault(f.resolve(), f) # Whichever way they are reached
+        files = [f for r,f in by.items() if r not in known]
         return list(_drop_bad(L(files))) if skip_bad and files else files
 
     def _check_enough(self):

@@ -19,6 +19,7 @@ from ..given import *
 from ..same_run import *
 from ..same_run import _plain_repr
 from ..views import *
+from ..data import *
 from ..recipes import recipe_learner
 from .folder import *
 from .plan import *
@@ -100,7 +101,9 @@ def _seen(im, kwargs):
     harmless = 'num_workers','device','cache','skip_bad','pin_memory'
     sets = {f'{k} images':dict(n=len(o), digest=files_digest(o))
             for k,o in dict(training=im.files, validation=im.valid, unlabelled=im.extra).items()}
-    return {**sets, 'classes':list(im.vocab), **{k:_plain_repr(v) for k,v in kwargs.items() if k not in harmless}}
+    usual = {k:_plain_repr(o.default) for k,o in inspect.signature(labelled_dls).parameters.items()}
+    said = {k:_plain_repr(v) for k,v in kwargs.items() if k not in harmless}
+    return {**sets, 'classes':list(im.vocab), **{k:v for k,v in said.items() if v!=usual.get(k)}}
 
 def _same_images(h, im, out, kwargs):
     "Raise `ValueError` where a report would go on with other images"

@@ -17,7 +17,7 @@ On a GPU, at the board's own size and with its network:
 import itertools, shutil
 from fastcore.script import *
 from shared import *
-from fastai_contrastive.recipes import provenance, peak_memory
+from fastai_contrastive.recipes import provenance
 from fastai_contrastive.report.runs import Quiet, share_units, read_units, linear_of
 
 rows = 'scratch','simclr','rotation+simclr','rotation'
@@ -82,7 +82,7 @@ class Job:
     def __call__(self, u):
         row,numbers = getattr(self, u.what)(u),('accuracy','knn','linear','lr','trained')
         print(u.name, {k:row[k] for k in numbers if k in row}, flush=True)
-        return {**row, 'memory':peak_memory(), **provenance(), 'command':command(),
+        return {**row, **provenance(), 'command':command(),
             'settings':{k:getattr(self.a, k) for k in ('arch','arch_args','bs','lr','weight','short_side')}}
 
     def weights(self, u): return self.out/'weights'/f'{u.row}-{u.seed}.safetensors'

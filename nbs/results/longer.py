@@ -14,7 +14,7 @@ schedule and steps.
 from fastcore.script import *
 from shared import *
 from nine import size, bs, lr, wd, arch, arch_args, train_lightly
-from fastai_contrastive.recipes import provenance, peak_memory
+from fastai_contrastive.recipes import provenance
 from fastai_contrastive.report.folder import ReportImages
 from fastai_contrastive.report.runs import Quiet, share_units, read_units, linear_of
 
@@ -53,7 +53,7 @@ class Job:
     def __call__(self, u):
         enc,row = (self.lightly if u.row.startswith('lightly') else self.ours)(u)
         fs = split_features(enc, self.images.labelled(bs=bs, augment=False), pbar=False)
-        row.update(knn=knn_accuracy(fs, pbar=False), linear=linear_of(fs, 1., u.seed), memory=peak_memory())
+        row.update(knn=knn_accuracy(fs, pbar=False), linear=linear_of(fs, 1., u.seed))
         print(u.name, row['knn'], row['linear'], flush=True)
         return {**row, **provenance(), 'command':command()}
 

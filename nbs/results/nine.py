@@ -14,7 +14,7 @@ A peer has lightly 1.6's transform, heads (as wide as ours) and loss, with the s
 from fastcore.script import *
 from shared import *
 import objectives as peers
-from fastai_contrastive.recipes import provenance, peak_memory
+from fastai_contrastive.recipes import provenance
 from fastai_contrastive.report.folder import ReportImages
 from fastai_contrastive.report.runs import Quiet, share_units, read_units, linear_of
 
@@ -101,7 +101,7 @@ class Job:
         row.update(knn=round(knn_accuracy(fs, pbar=False), 5), epochs=self.a.look if u.what=='look' else self.a.epochs)
         if u.what!='look': row.update(linear=round(linear_of(fs, 1., u.seed), 5))
         print(u.name, row['settings'], row['knn'], flush=True)
-        return {**row, 'memory':peak_memory(), **provenance(), 'command':command()}
+        return {**row, **provenance(), 'command':command()}
 
 def table(out):
     "A line an objective: the settings chosen, what `val/` says, and lightly's"
