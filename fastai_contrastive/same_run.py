@@ -117,13 +117,13 @@ def finished_row(
     say:Callable=print, # Is told that there is nothing to do
     kind:str='', # Of the run, as rows have it; any if empty
 )->dict|None: # The row; None where there is none of a finished run
-    "The row of a run that is finished already; raises `ValueError` where it had other settings, or was of another kind."
+    "The row of a run that is finished already; `ValueError` where it had other settings, or another kind."
     try: row = json.loads(Path(path).read_text())
     except (OSError,ValueError): return
     if not (isinstance(row, dict) and row.get('finished')): return
     if kind and row.get('kind', kind)!=kind:
-        raise ValueError(f'{path} is the row of another kind of run ({row["kind"]}), which {kind} would write over: take '
-                         'another out=')
+        raise ValueError(f'{path} is the row of another kind of run ({row["kind"]}), which {kind} would write over: '
+                         'take another out=')
     if diff := differences({k:row[k] for k in settings if k in row}, {k:v for k,v in settings.items() if k in row}):
         raise ValueError(f"{path} is of a finished run with other settings ({'; '.join(diff)}). Take another out=, or "
             'restart=True to begin anew in its place; a schedule cannot be lengthened afterwards')
